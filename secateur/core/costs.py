@@ -1,0 +1,96 @@
+"""What a model costs, in one place: the counts that budgets limit and that tables show.
+
+Convention: 1 MAC = 2 FLOPs; all figures are for one sample (batch 1) in float32 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Source = Literal["measured", "predicted", "published", "unavailable"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Static costs of one model for one sample.
+
+    `peak_memory_bytes` is the largest sum of live activations plus all weights; `size_bytes` is the weights'
+    size on disk.
+    """
+
+    flops: int
+    params: int
+    peak_memory_bytes: int
+    size_bytes: int
+
+    @property
+    def macs(self) -> int:
+        return self.flops // 2
+
+    def as_json(self) -> dict[str, int]:
+        return {**asdict(self), "macs": self.macs}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one call in milliseconds: median, 10th and 90th percentile, and the number of repeats."""
+
+    median: float
+    p10: float
+    p90: float
+    repeats: int = 0
+
+    def as_json(self) -> dict[str, float]:
+        return {"median": self.median, "p10": self.p10, "p90": self.p90}
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One layer's share of a profile; what is not known is None."""
+
+    name: str
+    kind: str
+    flops: int | None = None
+    bytes_moved: int | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a target says of a model. `source` tells how each figure was come by: a predicted figure is never
+    shown as a measured one. `error_pct` is the stated error of a predicted latency."""
+
+    target: str
+    backend: str
+    source: Source
+    latency: Latency | None = None
+    flops: int | None = None
+    params: int | None = None
+    peak_memory_bytes: int | None = None
+    energy_mj: float | None = None
+    error_pct: float | None = None
+    parity_max_abs: float | None = None
+    speedup_against: float | None = None
+    reason: str | None = None
+    how: str | None = None
+    layers: tuple[LayerProfile, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """The entry of this target in the JSON document of `benchmark`."""
+        return {
+            "target": self.target,
+            "backend": self.backend,
+            "source": self.source,
+            "latency_ms": self.latency.as_json() if self.latency else None,
+            "error_pct": self.error_pct,
+            "flops": self.flops,
+            "params": self.params,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "energy_mj": self.energy_mj,
+            "parity": None if self.parity_max_abs is None else {"max_abs": self.parity_max_abs},
+            "speedup_against": self.speedup_against,
+            "reason": self.reason,
+            "how": self.how,
+            "layers": [asdict(layer) for layer in self.layers] or None,
+        }

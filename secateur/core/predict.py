@@ -1,0 +1,186 @@
+"""Calling a user's multi-task model: one place that knows the shapes a model's input and output may take.
+
+    predict(model, x, tasks) -> {task: prediction}
+
+Handles models that return nested dicts with extra outputs, and models called one task at a time (`forward(x, task)`).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.errors import DataError, ModelError, SecateurError
+from secateur.core.progress import track
+from secateur.core.task import Batch, Task, Workload
+
+
+def as_args(inputs: Any) -> tuple[Any, ...]:
+    """The positional arguments a batch's input stands for."""
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def batch_size(inputs: Any) -> int:
+    """Number of samples in a batch: the first dimension of the first tensor of the input."""
+    tensors = [value for value in as_args(inputs) if isinstance(value, torch.Tensor) and value.ndim]
+    if not tensors:
+        raise DataError(
+            f"the model's input is {type(inputs).__name__}, not a tensor", "yield tensors, or tuples of them"
+        )
+    return int(tensors[0].shape[0])
+
+
+def takes_task(model: nn.Module) -> bool:
+    """Whether the model is called one task at a time: `forward(x, task)`."""
+    return "task" in inspect.signature(model.forward).parameters
+
+
+def predict(model: nn.Module, inputs: Any, tasks: Iterable[Task]) -> dict[str, Any]:
+    """Predictions of every task for one batch.
+
+    Raises:
+        ModelError: when the output has no prediction for a task; the message lists what it has.
+    """
+    if takes_task(model):
+        return {task.name: model(*as_args(inputs), task=task.name) for task in tasks}
+    return pick_tasks(model(*as_args(inputs)), tasks)
+
+
+def pick_tasks(output: Any, tasks: Iterable[Task]) -> dict[str, Any]:
+    """Each task's prediction from a model's (possibly nested) output."""
+    if not isinstance(output, Mapping):
+        raise ModelError(
+            f"the model returns {type(output).__name__}, not a dict of predictions",
+            "return {task: prediction}, or wrap the model in a module that does",
+        )
+    return {task.name: _find(output, task.name) for task in tasks}
+
+
+def _find(output: Mapping[str, Any], name: str) -> Any:
+    """The value under key `name`, nearest to the top of a nested dict."""
+    level: list[Mapping[str, Any]] = [output]
+    while level:
+        for mapping in level:
+            if name in mapping:
+                return mapping[name]
+        level = [value for mapping in level for value in mapping.values() if isinstance(value, Mapping)]
+    raise ModelError(
+        f'the model\'s output has no prediction for task "{name}"', f"it has: {', '.join(map(str, output))}"
+    )
+
+
+def losses(model: nn.Module, batch: Batch, tasks: Iterable[Task]) -> dict[str, torch.Tensor]:
+    """Each task's loss on one batch, as scalar tensors."""
+    inputs, targets = batch
+    return task_losses(predict(model, inputs, tasks), targets, tasks)
+
+
+def task_losses(
+    predictions: Mapping[str, Any], targets: Mapping[str, Any], tasks: Iterable[Task]
+) -> dict[str, torch.Tensor]:
+    """Each task's loss for given predictions, as scalar tensors."""
+    return {task.name: task.loss(predictions[task.name], targets[task.name]) for task in tasks}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], tasks: Iterable[Task], label: str = "") -> dict[str, float]:
+    """Each task's metric over all batches, with the model in evaluation mode.
+
+    `label` shows a progress bar; the model's training mode is restored afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return evaluate_with(lambda inputs: predict(model, inputs, tasks), batches, tasks, label)
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate_with(
+    predictor: Any, batches: Iterable[Batch], tasks: Iterable[Task], label: str = ""
+) -> dict[str, float]:
+    """As `evaluate`, for any callable `predictor(input) -> {task: prediction}` (a runtime session, say)."""
+    tasks = list(tasks)
+    metrics = {task.name: copy.deepcopy(task.metric) for task in tasks}
+    for inputs, targets in track(batches, label):
+        predictions = predictor(inputs)
+        for task in tasks:
+            metrics[task.name].update(predictions[task.name], targets[task.name])
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+def check(workload: Workload) -> None:
+    """Try the workload on its first calibration batch, so that mistakes show before any long work.
+
+    Raises:
+        ModelError: NaN or infinite weights, an output without a task, a forward that fails.
+        DataError: an empty loader, targets without a task, shapes that do not fit, a loss that is not finite.
+    """
+    for name, tensor in workload.model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(f'"{name}" of the model holds NaN or infinite values', "load a sound checkpoint")
+    for split in ("train", "calibration", "test"):
+        _check_batch(workload, split)
+
+
+def _check_batch(workload: Workload, split: str) -> None:
+    batch = next(iter(getattr(workload, split)), None)
+    if batch is None:
+        raise DataError(f"the {split} loader yields nothing", "give it at least one batch")
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
+        raise DataError(
+            f"the {split} loader yields {_describe(batch)}", "it must yield (input, {task: target}) pairs"
+        )
+    inputs, targets = batch
+    missing = [name for name in workload.task_names if name not in targets]
+    if missing:
+        raise DataError(
+            f"the {split} loader's targets have no \"{missing[0]}\"", f"they have: {', '.join(map(str, targets))}"
+        )
+    _check_shapes(workload, inputs, split)
+    was_training = workload.model.training
+    try:
+        with torch.no_grad():
+            values = losses(workload.model.eval(), (inputs, targets), workload.tasks)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the model or a loss fails on the first {split} batch: {type(error).__name__}: {_first_line(error)}",
+            "call the model and the losses on that batch by hand; --debug shows the traceback",
+        ) from error
+    finally:
+        workload.model.train(was_training)
+    for name, value in values.items():
+        if value.ndim != 0 or not torch.isfinite(value):
+            raise DataError(
+                f'the loss of "{name}" on the first {split} batch is {value.tolist()}', "a loss is one finite number"
+            )
+
+
+def _check_shapes(workload: Workload, inputs: Any, split: str) -> None:
+    for got, wanted in zip(as_args(inputs), as_args(workload.example_input), strict=False):
+        if isinstance(got, torch.Tensor) and isinstance(wanted, torch.Tensor) and got.shape[1:] != wanted.shape[1:]:
+            raise DataError(
+                f"the {split} loader yields inputs of shape {list(got.shape[1:])} a sample, "
+                f"the example input has {list(wanted.shape[1:])}",
+                "make example_input one sample as the loaders yield it",
+            )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,119 @@
+"""Task and Workload: what a user brings. A workload is a trained model, its tasks, and data to judge them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from secateur.core.errors import BudgetError, WorkloadError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Batch = tuple[Any, Mapping[str, Any]]
+"""One batch: (input, {task: target}). The input is what the model is called with: a tensor, or a tuple of them."""
+
+
+class Metric(Protocol):
+    """An accumulator; torchmetrics objects fit."""
+
+    def update(self, prediction: Any, target: Any, /) -> None: ...
+    def compute(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job of a multi-task model.
+
+    Args:
+        name: key of the task in the model's output and in the targets.
+        loss: `loss(prediction, target) -> scalar tensor`, a mean over the batch, differentiable.
+        metric: an accumulator with `update(prediction, target)` and `compute() -> float`; copied for every
+            evaluation, so that a fresh one is enough.
+        better: whether a higher or a lower metric is better.
+        weight: of the task's loss in training.
+    """
+
+    name: str
+    loss: Callable[[Any, Any], Tensor]
+    metric: Metric
+    better: Literal["higher", "lower"]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise WorkloadError(
+                f'task "{self.name}": better is "{self.better}"', 'say better="higher" or better="lower"'
+            )
+
+    def relative_change(self, before: float, after: float) -> float:
+        """Signed relative change of the metric, positive is better: one task's term of Δ_MTL
+        (Maninis et al., CVPR 2019, eq. 4)."""
+        change = after - before if self.better == "higher" else before - after
+        return change / max(abs(before), 1e-12)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A trained multi-task model with its tasks and data.
+
+    Args:
+        name: used for output folders and tables.
+        model: the trained module; returns `{task: prediction}` (nested dicts and extra outputs are allowed), or is
+            called one task at a time as `forward(x, task)`. Never changed by Secateur unless asked.
+        example_input: one input as the model takes it, batch size 1: a tensor or a tuple of tensors.
+        tasks: at least one.
+        train, calibration, test: iterables (loaders) of `(input, {task: target})` batches. Calibration drives the
+            decisions, test is only used to report.
+        factory: makes a fresh, untrained instance of the model's class, with which bundles are loaded.
+        reference: how the command line finds this workload again (`scenes`, or `package.module:function`).
+        render: optional; `render(task, value) -> uint8 array [H, W, 3]` draws one sample's prediction or target of
+            a task for the report; `render("input", x)` draws the input.
+    """
+
+    name: str
+    model: nn.Module
+    example_input: Any
+    tasks: tuple[Task, ...]
+    train: Iterable[Batch]
+    calibration: Iterable[Batch]
+    test: Iterable[Batch]
+    factory: Callable[[], nn.Module] | None = None
+    reference: str | None = None
+    render: Callable[[str, Any], Any] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not self.tasks:
+            raise WorkloadError(f'workload "{self.name}" has no tasks', "give at least one secateur.Task")
+        names = self.task_names
+        if len(set(names)) != len(names):
+            raise WorkloadError(f'workload "{self.name}" names a task twice: {", ".join(names)}', "rename one")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def with_model(self, model: nn.Module) -> Workload:
+        """The same workload around another model (a compressed one, say)."""
+        return replace(self, model=model)
+
+    def select_tasks(self, names: Iterable[str]) -> Workload:
+        """The same workload, judged on some of its tasks only.
+
+        Raises:
+            BudgetError: for a task that does not exist.
+        """
+        wanted = tuple(names)
+        for name in wanted:
+            if name not in self.task_names:
+                raise BudgetError(f'no task "{name}"', f"the tasks are: {', '.join(self.task_names)}")
+        return replace(self, tasks=tuple(task for task in self.tasks if task.name in wanted))
+
+
+def delta_mtl(tasks: Iterable[Task], before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Δ_MTL in percent: mean over tasks of the signed relative change of the metric, positive is better
+    (Maninis et al., CVPR 2019, eq. 4)."""
+    changes = [task.relative_change(before[task.name], after[task.name]) for task in tasks]
+    return 100 * sum(changes) / len(changes)
