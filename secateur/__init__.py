@@ -34,7 +34,27 @@ _HOME = {
     "report": "secateur.api",
     "workload": "secateur.workloads",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = [
+    "Budget",
+    "Bundle",
+    "Compressed",
+    "Costs",
+    "Profile",
+    "SecateurError",
+    "Task",
+    "Tolerance",
+    "Workload",
+    "__version__",
+    "benchmark",
+    "export",
+    "inspect",
+    "load",
+    "prune",
+    "report",
+    "select",
+    "verify",
+    "workload",
+]
 
 if TYPE_CHECKING:
     from secateur.api import benchmark, export, inspect, load, prune, report, select, verify

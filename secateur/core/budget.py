@@ -1,7 +1,7 @@
 """Budgets and tolerances, parsed from what a person would type.
 
-    Budget.parse(["flops<=40%", "params<=2M"])        limits; all must hold
-    Tolerance.parse(["1%", "depth=3%"])               allowed relative drop of each task's metric
+Budget.parse(["flops<=40%", "params<=2M"])        limits; all must hold
+Tolerance.parse(["1%", "depth=3%"])               allowed relative drop of each task's metric
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _UNITS: dict[str, dict[str, float]] = {  # scale to the base unit of each kind
     "size": _BYTES,
     "energy": {"UJ": 1e-3, "MJ": 1.0, "J": 1e3},  # base: millijoules
 }
-_EXAMPLES = {"flops": "80M", "params": "2M", "latency": "8ms", "memory": "4MiB", "size": "1MiB", "energy": "3mJ"}
+_EXAMPLES = {
+    "flops": "80M",
+    "params": "2M",
+    "latency": "8ms",
+    "memory": "4MiB",
+    "size": "1MiB",
+    "energy": "3mJ",
+}
 _ALIASES = {"mac": "flops", "macs": "flops", "flop": "flops", "param": "params", "parameters": "params"}
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
 _LIMIT = re.compile(rf"^\s*([A-Za-z_]+)\s*(<=|<|=|:)\s*({_NUMBER})\s*(%|[A-Za-z]*)\s*$", re.IGNORECASE)
@@ -115,9 +122,7 @@ def figure(
         return costs.size_bytes, original.size_bytes
     if kind == "latency" and latency_ms is not None:
         return latency_ms
-    raise BudgetError(
-        f"a budget on {kind} needs a target that gives it", "name a target, for example: --target cpu"
-    )
+    raise BudgetError(f"a budget on {kind} needs a target that gives it", "name a target, for example: --target cpu")
 
 
 def describe(limit: Limit, reached: float, original: float) -> str:
@@ -166,7 +171,8 @@ def _parse_limit(text: str) -> Limit:
     scale = _UNITS[kind].get(unit.upper())
     if scale is None:
         raise BudgetError(
-            f'"{unit}" is no unit of {kind}', f'for example: "{kind}<={_EXAMPLES[kind]}", or "%" of the original'
+            f'"{unit}" is no unit of {kind}',
+            f'for example: "{kind}<={_EXAMPLES[kind]}", or "%" of the original',
         )
     return Limit(kind, value * scale, False, f"{kind}<={number}{unit}")
 

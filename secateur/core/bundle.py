@@ -1,11 +1,11 @@
 """Bundle: the folder that is the unit of hand-over. It exists whole or not at all, and every byte is accounted for.
 
-    manifest.json                    what was done, with the sha256 of every other file
-    points/00/weights.safetensors    the compressed models of the run, from large to small: tensors
-    points/00/channels.json          and the channel map that rebuilds each from the user's own class
-    history.json                     the decisions, in order
-    artefacts/model.onnx             exported forms of the chosen point
-    report.html
+manifest.json                    what was done, with the sha256 of every other file
+points/00/weights.safetensors    the compressed models of the run, from large to small: tensors
+points/00/channels.json          and the channel map that rebuilds each from the user's own class
+history.json                     the decisions, in order
+artefacts/model.onnx             exported forms of the chosen point
+report.html
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Bundle:
         """
         folder = Path(path)
         if not is_bundle(folder):
-            raise BundleError(f"{folder} is no bundle", f"a bundle is a folder with a {MANIFEST}, as compress writes it")
+            raise BundleError(
+                f"{folder} is no bundle", f"a bundle is a folder with a {MANIFEST}, as compress writes it"
+            )
         bundle = cls(folder, _read_manifest(folder / MANIFEST))
         for name in bundle.manifest.files:
             if not bundle.file(name).is_file():
@@ -137,7 +139,9 @@ class Bundle:
         if expected is None:
             raise BundleError(f"{self.path}: {name} is not in the manifest", "do not use this bundle")
         if sha256(path) != expected:
-            raise BundleError(f"{self.path}: {name} was changed or truncated", "copy the bundle again, or compress again")
+            raise BundleError(
+                f"{self.path}: {name} was changed or truncated", "copy the bundle again, or compress again"
+            )
         return path
 
     def verify(self) -> list[str]:
@@ -169,7 +173,9 @@ def check_output(path: Path, force: bool = False) -> None:
         if not is_bundle(path):
             raise OutputError(f"{path} holds something that is no bundle", "choose another output with -o")
         if not force:
-            raise OutputError(f"{path} already holds a bundle", "choose another output with -o, or replace it with --force")
+            raise OutputError(
+                f"{path} already holds a bundle", "choose another output with -o, or replace it with --force"
+            )
 
 
 @contextmanager
@@ -209,7 +215,9 @@ def _finish(folder: Path, manifest: Manifest) -> None:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()
+    )
 
 
 def _sealed(document: dict[str, Any]) -> dict[str, Any]:

@@ -92,9 +92,7 @@ class MissingExtraError(SecateurError):
     exit_code = 4
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed", f'install it with: pip install "secateur[{extra}]"'
-        )
+        super().__init__(f"{package} is not installed", f'install it with: pip install "secateur[{extra}]"')
 
 
 class StoppedError(SecateurError):

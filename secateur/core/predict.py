@@ -102,9 +102,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], tasks: Iterable[Task], 
 
 
 @torch.no_grad()
-def evaluate_with(
-    predictor: Any, batches: Iterable[Batch], tasks: Iterable[Task], label: str = ""
-) -> dict[str, float]:
+def evaluate_with(predictor: Any, batches: Iterable[Batch], tasks: Iterable[Task], label: str = "") -> dict[str, float]:
     """As `evaluate`, for any callable `predictor(input) -> {task: prediction}` (a runtime session, say)."""
     tasks = list(tasks)
     metrics = {task.name: copy.deepcopy(task.metric) for task in tasks}
@@ -134,14 +132,13 @@ def _check_batch(workload: Workload, split: str) -> None:
     if batch is None:
         raise DataError(f"the {split} loader yields nothing", "give it at least one batch")
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
-        raise DataError(
-            f"the {split} loader yields {_describe(batch)}", "it must yield (input, {task: target}) pairs"
-        )
+        raise DataError(f"the {split} loader yields {_describe(batch)}", "it must yield (input, {task: target}) pairs")
     inputs, targets = batch
     missing = [name for name in workload.task_names if name not in targets]
     if missing:
         raise DataError(
-            f"the {split} loader's targets have no \"{missing[0]}\"", f"they have: {', '.join(map(str, targets))}"
+            f'the {split} loader\'s targets have no "{missing[0]}"',
+            f"they have: {', '.join(map(str, targets))}",
         )
     _check_shapes(workload, inputs, split)
     was_training = workload.model.training
@@ -160,7 +157,8 @@ def _check_batch(workload: Workload, split: str) -> None:
     for name, value in values.items():
         if value.ndim != 0 or not torch.isfinite(value):
             raise DataError(
-                f'the loss of "{name}" on the first {split} batch is {value.tolist()}', "a loss is one finite number"
+                f'the loss of "{name}" on the first {split} batch is {value.tolist()}',
+                "a loss is one finite number",
             )
 
 

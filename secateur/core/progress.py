@@ -1,6 +1,6 @@
 """The one progress display: bars with time left on stderr, silent where nobody looks.
 
-    for batch in track(loader, "fine-tuning"): ...
+for batch in track(loader, "fine-tuning"): ...
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ def bars() -> Iterator[Progress]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"))
     with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
         disable=not console.is_terminal,
     ) as progress:
         _live = progress
