@@ -1,0 +1,201 @@
+"""The one trace of a model: torch.export's ATen graph, with what every reader of it asks for.
+
+Costs, channel dataflow and the pruning oracle all read this graph. It is taken *before* decomposition, because that
+form still shows what later passes remove: branches whose result is dropped, and `chunk` as the user wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from secateur.core.errors import ModelError
+from secateur.core.predict import as_args
+
+VIEWS = frozenset(
+    "view reshape flatten unflatten permute transpose t squeeze unsqueeze expand select slice split split_with_sizes "
+    "chunk unbind detach alias contiguous view_as movedim narrow getitem".split()
+)
+"""Ops whose result shares the memory of their input (as counted here)."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced model.
+
+    Attributes:
+        nodes: calls in execution order, dead ones included.
+        state: placeholder → name of the parameter or buffer in the model.
+        constants: placeholder → tensor that the forward made itself.
+        inputs: placeholders of the user's tensors, in order.
+        outputs: nodes of the user's outputs, in order.
+        output_names: for each output, its keys in the model's (nested) output, joined with dots.
+    """
+
+    nodes: tuple[Node, ...]
+    state: Mapping[Node, str]
+    constants: Mapping[Node, Tensor]
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    output_names: tuple[str, ...]
+    placeholders: tuple[Node, ...] = field(repr=False, default=())
+
+    @cached_property
+    def live(self) -> frozenset[Node]:
+        """Nodes that some output depends on; the rest is computed and dropped."""
+        return ancestors(self.outputs)
+
+    @cached_property
+    def compute(self) -> tuple[Node, ...]:
+        """Live calls, in execution order."""
+        return tuple(node for node in self.nodes if node in self.live)
+
+
+def ancestors(nodes: Iterable[Node]) -> frozenset[Node]:
+    """The nodes themselves and everything they are computed from."""
+    seen: set[Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return frozenset(seen)
+
+
+def op_name(node: Node) -> str:
+    """`aten.add_.Tensor` → `add`: the name of the op without overload and in-place mark; `getitem` for picking."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = node.target._schema.name.split("::")[-1]
+        return name[:-1] if name.endswith("_") and not name.startswith("_") else name
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def module_path(node: Node) -> str:
+    """The path of the module whose forward made this call; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()), ("", ""))[0] if stack else ""
+    return str(path).split("@")[0]
+
+
+def module_kind(node: Node) -> str:
+    """The class name of the module whose forward made this call."""
+    stack = node.meta.get("nn_module_stack") or {}
+    kind = next(reversed(stack.values()), ("", ""))[1] if stack else ""
+    return (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
+
+
+def shape(node: Node) -> tuple[int, ...]:
+    """The shape of the tensor that a node stands for; empty for anything else."""
+    value = node.meta.get("val")
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str | None = None) -> Graph:
+    """Trace a model on an input, with fixed shapes.
+
+    Args:
+        inputs: a tensor or tuple of tensors, any batch size.
+        training: trace `model.train()`, which shows branches that only training runs.
+        task: for models called as `forward(x, task)`.
+
+    Raises:
+        ModelError: when torch.export cannot trace the model.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        program = _export(model, as_args(inputs), {} if task is None else {"task": task})
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+    return _read(program)
+
+
+def capture_tasks(model: nn.Module, inputs: Any, tasks: Iterable[str], *, training: bool = False) -> list[Graph]:
+    """One graph per call that the model's tasks need: a single one, unless tasks are called one at a time."""
+    from secateur.core.predict import takes_task
+
+    if takes_task(model):
+        return [capture(model, inputs, training=training, task=task) for task in tasks]
+    return [capture(model, inputs, training=training)]
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    failures = []
+    for strict in (False, True):
+        try:
+            with _quiet():
+                return torch.export.export(model, args, kwargs, strict=strict)
+        except Exception as error:  # torch.export raises errors of many unrelated types
+            failures.append(error)
+    first = failures[0]
+    reason = (str(first).strip().splitlines() or [""])[0][:300]
+    raise ModelError(
+        f"torch.export cannot trace the model: {type(first).__name__}: {reason}",
+        "remove control flow that depends on tensor values from forward, or wrap the traceable part; "
+        "--debug shows the whole message",
+    ) from first
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs and warns about its own internals; users cannot act on that."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(program: torch.export.ExportedProgram) -> Graph:
+    graph = program.graph
+    by_name = {node.name: node for node in graph.nodes}
+    state, constants, inputs = {}, {}, []
+    for spec in program.graph_signature.input_specs:
+        node = by_name[spec.arg.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            state[node] = str(spec.target)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constants[node] = program.constants[str(spec.target)]
+        elif spec.kind is InputKind.USER_INPUT and "val" in node.meta and isinstance(node.meta["val"], Tensor):
+            inputs.append(node)
+    returned = graph.output_node().args[0]
+    outputs = tuple(node for node in returned if isinstance(node, Node))  # type: ignore[union-attr]
+    return Graph(
+        nodes=tuple(node for node in graph.nodes if node.op == "call_function"),
+        state=state,
+        constants=constants,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        output_names=_output_names(program, len(outputs)),
+        placeholders=tuple(node for node in graph.nodes if node.op == "placeholder"),
+    )
+
+
+def _output_names(program: torch.export.ExportedProgram, count: int) -> tuple[str, ...]:
+    """Where each flat output sits in the user's nested output: `depth`, or `heads.depth`, or `0`."""
+    from torch.utils import _pytree as pytree
+
+    spec = program.call_spec.out_spec
+    if spec is None or spec.num_leaves != count:
+        return tuple(str(index) for index in range(count))
+    nested = pytree.tree_unflatten(list(range(count)), spec)
+    names = [""] * count
+    for path, index in pytree.tree_flatten_with_path(nested)[0]:
+        names[index] = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+    return tuple(names)
