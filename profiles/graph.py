@@ -7,6 +7,7 @@ form still shows what later passes remove: branches whose result is dropped, and
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -151,15 +152,13 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export logs and warns about its own internals; users cannot act on that."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 def _read(program: torch.export.ExportedProgram) -> Graph:
