@@ -1,0 +1,190 @@
+"""ChannelMap: what was cut, as plain data, and the surgery that cuts it out of a user's own module.
+
+A map says for every parameter and dimension which indices of the *original* tensor stay. It can be saved, and
+replayed on a fresh instance of the model's class: the class and its state-dict keys stay the user's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from secateur.core.errors import BundleError
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+Dims = dict[int, Index]
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Kept indices by parameter name and dimension, the original shapes, and modules that were taken out."""
+
+    kept: Mapping[str, Dims] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    removed_modules: tuple[str, ...] = ()
+
+    def apply(self, model: nn.Module) -> None:
+        """Cut a full-size model in place.
+
+        Raises:
+            BundleError: the model is not the one that the map was made for.
+        """
+        remove_modules(model, self.removed_modules)
+        names = _aliases(model)
+        for name, shape in self.shapes.items():
+            if name not in names:
+                raise BundleError(f'the model has no parameter "{name}"', "load the bundle with the class it was made from")
+            found = tuple(_get(model, name).shape)
+            if found != shape:
+                raise BundleError(
+                    f'"{name}" has shape {list(found)}, the bundle was made from {list(shape)}',
+                    "build the model with the same settings as before compression",
+                )
+        cut(model, self.kept)
+
+    def then(self, later: ChannelMap) -> ChannelMap:
+        """The map of this cut followed by a later one on the result."""
+        kept = {name: dict(dims) for name, dims in self.kept.items()}
+        for name, dims in later.kept.items():
+            for dim, index in dims.items():
+                before = kept.setdefault(name, {}).get(dim)
+                kept[name][dim] = index if before is None else before[index]
+        gone = tuple(dict.fromkeys((*self.removed_modules, *later.removed_modules)))
+        return ChannelMap(kept, {**later.shapes, **self.shapes}, gone)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kept": {
+                name: {str(dim): index.tolist() for dim, index in dims.items()} for name, dims in self.kept.items()
+            },
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "removed_modules": list(self.removed_modules),
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> ChannelMap:
+        """Read a map; every index is checked against the shape it selects from.
+
+        Raises:
+            BundleError
+        """
+        try:
+            shapes = {str(name): tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
+            kept = {
+                str(name): {int(dim): _checked(index, shapes[name][int(dim)]) for dim, index in dims.items()}
+                for name, dims in document["kept"].items()
+            }
+            return cls(kept, shapes, tuple(map(str, document["removed_modules"])))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"the channel map is damaged: {error}", "compress again") from error
+
+
+def _checked(index: Sequence[int], size: int) -> Index:
+    array = np.asarray(index, dtype=np.int64)
+    if array.ndim != 1 or array.size == 0 or array[0] < 0 or array[-1] >= size or (np.diff(array) <= 0).any():
+        raise ValueError("kept indices must ascend within the parameter's size")
+    return array
+
+
+def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
+    """Keep only the given indices of the named parameters and buffers, and set the modules' size attributes.
+
+    Parameters that are shared under several names stay shared.
+    """
+    aliases = _aliases(model)
+    touched: dict[nn.Module, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for name, dims in kept.items():
+        tensor = _get(model, name)
+        small = tensor.detach()
+        for dim, index in dims.items():
+            small = small.index_select(dim, torch.from_numpy(index).to(small.device))
+        fresh = nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+        for alias in aliases[name]:
+            path, _, attribute = alias.rpartition(".")
+            owner = model.get_submodule(path)
+            touched[owner][attribute] = tuple(tensor.shape)
+            setattr(owner, attribute, fresh)
+    for module in touched:
+        for kind, update in _ATTRIBUTES:
+            if isinstance(module, kind):
+                update(module)
+
+
+def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:
+    """Replace modules by an identity, so that a forward that still calls them runs."""
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """Every name of every parameter and buffer → all names of the same tensor."""
+    names: dict[int, list[str]] = defaultdict(list)
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors:
+        names[id(tensor)].append(name)
+    return {name: group for group in names.values() for name in group}
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    path, _, attribute = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), attribute)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _convolution(module: Any) -> None:
+    weight = module.weight
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+        return
+    if module.groups == module.in_channels > 1:  # depthwise: as many groups as input channels
+        module.groups = weight.shape[0] * module.groups // module.out_channels
+    module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
+
+
+def _linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _batch_norm(module: Any) -> None:
+    bound = module.weight if module.weight is not None else module.running_mean
+    module.num_features = len(bound)
+
+
+def _group_norm(module: Any) -> None:
+    if module.num_groups == module.num_channels:
+        module.num_groups = len(module.weight)
+    module.num_channels = len(module.weight)
+
+
+def _layer_norm(module: Any) -> None:
+    module.normalized_shape = tuple(module.weight.shape)
+
+
+def _prelu(module: Any) -> None:
+    module.num_parameters = module.weight.numel()
+
+
+def _embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+_ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
+    (_ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (_NormBase, _batch_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.PReLU, _prelu),
+    (nn.Embedding, _embedding),
+)
+"""Which size attributes a module keeps besides its parameters, so that it prints, exports and re-initialises right."""

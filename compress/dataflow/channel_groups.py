@@ -1,0 +1,125 @@
+"""ChannelGroups: a traced model that can be masked, cut and priced group by group."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import Node
+
+from secateur.compress.channel_map import ChannelMap, Index
+from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
+from secateur.compress.dataflow.mask import Masked, masked_state
+from secateur.compress.dataflow.replay import Replay
+from secateur.compress.dataflow.space import Components
+from secateur.profiles.graph import Graph
+
+
+class ChannelGroups(Mapping[str, ChannelGroup]):
+    """The channel groups of a model, by name.
+
+    Attributes:
+        model: the traced module; never changed, unless `cut(..., inplace=True)`.
+        graphs: its evaluation-mode graphs, one per call that its tasks need.
+        dead: topmost paths of modules that no output in evaluation mode depends on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graphs: Sequence[Graph],
+        labels: Mapping[Node, Any],
+        components: Components,
+        groups: Groups,
+        dead: tuple[str, ...],
+    ) -> None:
+        self.model, self.graphs, self.labels, self.components = model, tuple(graphs), labels, components
+        self.groups, self.dead = groups, dead
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        return self.groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        return self.groups.prunable
+
+    @cached_property
+    def masked(self) -> tuple[Masked, ...]:
+        """One masking interpreter per graph."""
+        return tuple(Masked(Replay(graph, self.model), self.labels, self.components.of) for graph in self.graphs)
+
+    def gone(self, keep: Keep) -> Index:
+        """The components that a choice of channels removes."""
+        found = [self[name].components[removed(self[name], kept)] for name, kept in keep.items()]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def mask(self, keep: Keep) -> MaskedModel:
+        """The model without the channels that are not kept, at full size; parameters are not touched."""
+        self._refuse_fixed(keep)
+        return MaskedModel(self, keep)
+
+    def channel_map(self, keep: Keep) -> ChannelMap:
+        """What `cut` would do, as data."""
+        self._refuse_fixed(keep)
+        tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        gone: dict[str, dict[int, list[Index]]] = {}
+        for name, kept in keep.items():
+            out = removed(self[name], kept)
+            for member in self[name].members if len(out) else ():
+                gone.setdefault(member.parameter, {}).setdefault(member.dim, []).append(member.index[out].ravel())
+        kept_indices = {
+            parameter: {
+                dim: np.setdiff1d(np.arange(tensors[parameter].shape[dim]), np.concatenate(out))
+                for dim, out in sorted(dims.items())
+            }
+            for parameter, dims in gone.items()
+        }
+        return ChannelMap(kept_indices, {parameter: tuple(tensors[parameter].shape) for parameter in kept_indices})
+
+    def cut(self, keep: Keep, *, inplace: bool = False) -> nn.Module:
+        """The model with the channels removed: the user's own class, smaller layers.
+
+        Args:
+            keep: group name → channels to keep. Other groups stay whole.
+            inplace: cut the traced model itself; this object must not be used afterwards.
+
+        Raises:
+            ValueError: for a group that is not prunable, or a wrong choice of channels.
+        """
+        model = self.model if inplace else copy.deepcopy(self.model)
+        self.channel_map(keep).apply(model)
+        return model
+
+    def _refuse_fixed(self, keep: Keep) -> None:
+        for name in keep:
+            if not self[name].prunable and len(removed(self[name], keep[name])):
+                raise ValueError(f"group {name} is not prunable: {self[name].why_not}")
+
+
+class MaskedModel:
+    """A model run at full size as if channels were removed: `masked(x)` gives the outputs by name.
+
+    For models called one task at a time, `masked(x, call=i)` runs the i-th task's graph.
+    """
+
+    def __init__(self, groups: ChannelGroups, keep: Keep) -> None:
+        self._groups, self._gone = groups, groups.gone(keep)
+        tensors = dict(groups.model.named_parameters(remove_duplicate=False)) | dict(groups.model.named_buffers())
+        self.state = masked_state(groups.groups, keep, tensors)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Any, call: int = 0) -> dict[str, Any]:
+        masked = self._groups.masked[call]
+        values, _ = masked.run(inputs, self.state, self._gone)
+        return dict(zip(masked.replay.graph.output_names, values, strict=True))

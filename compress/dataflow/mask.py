@@ -1,0 +1,151 @@
+"""Masking: what a model computes without some of its channels, before anything is cut.
+
+The removed channels' slices of all member parameters are zeroed, so that they neither produce nor are read. Ops whose
+result depends on *how many* channels there are (a layer norm, a softmax, a mean over channels) run on the kept ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from secateur.compress.dataflow.groups import Groups, Index, Keep, removed
+from secateur.compress.dataflow.replay import Replay
+from secateur.compress.dataflow.space import Channels
+from secateur.profiles.graph import Graph, op_name
+
+_NORMALISING = frozenset({"layer_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize"})
+_CONTRACTING = frozenset(
+    "mean sum amax amin max min prod var std var_mean std_mean logsumexp norm linalg_vector_norm any all "
+    "matmul mm bmm addmm baddbmm scaled_dot_product_attention".split()
+)
+
+
+def masked_state(groups: Groups, keep: Keep, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the member parameters of the named groups, removed channels zeroed.
+
+    Args:
+        state: the tensors to start from (masks add up when they are masked already).
+    """
+    masked: dict[str, Tensor] = {}
+    for name, kept in keep.items():
+        gone = removed(groups[name], kept)
+        if len(gone) == 0:
+            continue
+        for member in groups[name].members:
+            if member.parameter not in state:
+                continue
+            tensor = masked.setdefault(member.parameter, state[member.parameter].detach().clone())
+            index = torch.from_numpy(member.index[gone].ravel()).to(tensor.device)
+            tensor.index_fill_(member.dim, index, 0)
+    return masked
+
+
+class Masked:
+    """One graph run without the channels of some components."""
+
+    def __init__(self, replay: Replay, labels: Mapping[Node, Any], component_of: Channels) -> None:
+        self.replay = replay
+        self._sensitive = {
+            node: found
+            for node in replay.graph.compute
+            if (found := _sensitive_dims(node, labels, component_of)) is not None
+        }
+
+    def run(self, inputs: Any, state: Mapping[str, Tensor], gone: Index, **options: Any) -> tuple[list[Any], Any]:
+        """As `Replay.run`, with the components `gone` removed; `state` must be masked accordingly."""
+        if not self._sensitive or len(gone) == 0:
+            return self.replay.run(inputs, state, **options)
+        return self.replay.run(inputs, state, call=lambda *call: self._call(gone, *call), **options)
+
+    def _call(self, gone: Index, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        dims = self._sensitive.get(node)
+        if dims is None:
+            return self.replay.execute(node, args, kwargs)
+        operands, result = dims
+        kept = {
+            used: {dim: _kept(components, gone) for dim, components in found.items()} for used, found in operands.items()
+        }
+        if all(index is None for found in kept.values() for index in found.values()):
+            return self.replay.execute(node, args, kwargs)
+        small_args = _map_operands(node.args, args, lambda used, value: _gather(value, kept.get(used, {})))
+        small_kwargs = _map_operands(node.kwargs, kwargs, lambda used, value: _gather(value, kept.get(used, {})))
+        small = self.replay.execute(node, _resized(node, small_args), small_kwargs)
+        return _scatter(small, node, [{dim: _kept(c, gone) for dim, c in found.items()} for found in result])
+
+
+def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channels) -> Any:
+    """(components by dimension of each operand, and of each result) of an op that feels the number of channels."""
+    name = op_name(node)
+    if name not in _NORMALISING and name not in _CONTRACTING:
+        return None
+    operands = {
+        used: {dim: component_of[channels] for dim, channels in labels[used].items()}
+        for used in node.all_input_nodes
+        if isinstance(labels.get(used), dict) and labels[used]
+    }
+    found = labels.get(node, {})
+    results = found if isinstance(found, list) else [found]
+    result = [{dim: component_of[channels] for dim, channels in part.items()} for part in results]
+    surviving = {components.tobytes() for part in result for components in part.values()}
+    vanish = any(c.tobytes() not in surviving for dims in operands.values() for c in dims.values())
+    return (operands, result) if operands and (name in _NORMALISING or vanish) else None
+
+
+def _kept(components: Channels, gone: Index) -> Tensor | None:
+    alive = ~np.isin(components, gone)
+    return None if alive.all() else torch.from_numpy(np.flatnonzero(alive))
+
+
+def _map_operands(template: Any, values: Any, function: Any) -> Any:
+    """Apply `function(node, value)` to the values that stand where the template has nodes."""
+    leaves, spec = pytree.tree_flatten(template, is_leaf=lambda leaf: isinstance(leaf, Node))
+    mapped = [
+        function(leaf, value) if isinstance(leaf, Node) else value
+        for leaf, value in zip(leaves, spec.flatten_up_to(values), strict=True)
+    ]
+    return pytree.tree_unflatten(mapped, spec)
+
+
+def _gather(value: Any, kept: Mapping[int, Tensor | None]) -> Any:
+    for dim, index in kept.items():
+        if index is not None:
+            value = value.index_select(dim, index.to(value.device))
+    return value
+
+
+def _resized(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """layer_norm carries the normalised shape as an argument."""
+    if op_name(node) != "layer_norm":
+        return args
+    trailing = len(args[1])
+    return (args[0], list(args[0].shape[-trailing:]), *args[2:])
+
+
+def _scatter(value: Any, node: Node, kept: list[dict[int, Tensor | None]]) -> Any:
+    """Back to full size, zeros where channels are gone."""
+    if isinstance(value, (tuple, list)):
+        shapes = [part.shape for part in node.meta["val"]]
+        return type(value)(_spread(part, *rest) for part, *rest in zip(value, shapes, kept, strict=True))
+    return _spread(value, node.meta["val"].shape, kept[0])
+
+
+def _spread(value: Tensor, full: Any, kept: Mapping[int, Tensor | None]) -> Tensor:
+    for dim, index in kept.items():
+        if index is None:
+            continue
+        shape = list(value.shape)
+        shape[dim] = full[dim]
+        value = value.new_zeros(shape).index_copy_(dim, index.to(value.device), value)
+    return value
+
+
+def outputs_of(graph: Graph, values: list[Any]) -> dict[str, Any]:
+    """Flat outputs under their names."""
+    return dict(zip(graph.output_names, values, strict=True))

@@ -1,0 +1,150 @@
+"""Ops that consume one group of channels and produce another: convolutions, linear layers, matrix products."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from secateur.compress.dataflow.rules.registry import Labels, Op, rule
+from secateur.compress.dataflow.space import Channels
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(op: Op) -> Labels:
+    """Input [N, I, *], weight [O, I/groups, *k] → [N, O, *]."""
+    x, weight, groups = op.labels("self"), op.labels("weight"), int(op["groups"])
+    _fix_all_but(op, x, (0, 1), "convolved dimension")
+    _fix_all_but(op, weight, (0, 1), "kernel size")
+    produced = weight.get(0)
+    _tie_bias(op, produced)
+    if groups == 1:
+        op.tie(x.get(1), weight.get(1))
+    else:
+        _grouped(op, x.get(1), weight.get(1), produced, groups)
+    return _batch(x) | ({1: produced} if produced is not None else {})
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(op: Op) -> Labels:
+    """Input [N, I, *], weight [I, O/groups, *k] → [N, O, *]."""
+    x, weight, groups = op.labels("self"), op.labels("weight"), int(op["groups"])
+    _fix_all_but(op, x, (0, 1), "convolved dimension")
+    _fix_all_but(op, weight, (0, 1), "kernel size")
+    op.tie(x.get(1), weight.get(0))
+    produced = weight.get(1)
+    if groups > 1:
+        for channels in (weight.get(0), produced):
+            op.fix(channels, "grouped transposed convolution")
+        op.fix(op.labels("bias").get(0), "grouped transposed convolution")
+        return _batch(x)
+    _tie_bias(op, produced)
+    return _batch(x) | ({1: produced} if produced is not None else {})
+
+
+def _grouped(op: Op, x: Channels | None, inner: Channels | None, produced: Channels | None, groups: int) -> None:
+    """Depthwise: output channels follow their input channel. Grouped: every group keeps the same channels."""
+    if x is None or produced is None:
+        for channels in (x, inner, produced):
+            op.fix(channels, "grouped convolution over a tensor of fixed size")
+        return
+    if len(x) == groups:
+        op.space.tie(x[:, None], produced.reshape(groups, -1))
+        return
+    op.tie(op.space.tie_rows(x, groups), inner)
+    op.space.tie_rows(produced, groups)
+
+
+@rule("linear")
+def linear(op: Op) -> Labels:
+    """Input [*, I], weight [O, I] → [*, O]."""
+    x, weight = op.labels("self"), op.labels("weight")
+    last = len(op.shape_of("self")) - 1
+    op.tie(x.get(last), weight.get(1))
+    _tie_bias(op, weight.get(0))
+    produced = {last: weight[0]} if 0 in weight else {}
+    return {dim: channels for dim, channels in x.items() if dim != last} | produced
+
+
+@rule("matmul", "mm", "bmm")
+def matmul(op: Op) -> Labels:
+    """[*, M, K] @ [*, K, N] → [*, M, N]; batch dimensions broadcast. Vectors are left to the refusal of unknown ops."""
+    left, right = op.node.args[:2]
+    return _product(op, left, right)  # type: ignore[arg-type]
+
+
+@rule("addmm", "baddbmm")
+def addmm(op: Op) -> Labels:
+    """bias + left @ right."""
+    added, left, right = op.node.args[:3]
+    result = _product(op, left, right)  # type: ignore[arg-type]
+    offset = len(op.shape) - len(op.shape_of(added))  # type: ignore[arg-type]
+    for dim, channels in op.labels(added).items():  # type: ignore[arg-type]
+        op.tie(channels, result.get(dim + offset))
+    return result
+
+
+def _product(op: Op, left: Node, right: Node) -> Labels:
+    a, b = op.labels(left), op.labels(right)
+    a_ndim, b_ndim = len(op.shape_of(left)), len(op.shape_of(right))
+    if a_ndim < 2 or b_ndim < 2:
+        return refuse(op)
+    op.tie(a.get(a_ndim - 1), b.get(b_ndim - 2))
+    result: Labels = {}
+    for labels, ndim, kept in ((a, a_ndim, a_ndim - 2), (b, b_ndim, b_ndim - 1)):
+        if kept in labels:
+            result[len(op.shape) + kept - ndim] = labels[kept]
+    for dim in range(len(op.shape) - 2):
+        one, other = a.get(dim - (len(op.shape) - a_ndim)), b.get(dim - (len(op.shape) - b_ndim))
+        op.tie(one, other)
+        if one is not None and other is not None:
+            result[dim] = one
+    return result
+
+
+@rule("scaled_dot_product_attention")
+def attention(op: Op) -> Labels:
+    """Query [*, L, E], key [*, S, E], value [*, S, V] → [*, L, V]."""
+    query, key, value = (op.labels(name) for name in ("query", "key", "value"))
+    last = len(op.shape) - 1
+    op.tie(query.get(last), key.get(last))
+    op.tie(key.get(last - 1), value.get(last - 1))
+    result: Labels = {last: value[last]} if last in value else {}
+    for dim in range(last - 1):
+        for other in (key.get(dim), value.get(dim)):
+            op.tie(query.get(dim), other)
+        if dim in query:
+            result[dim] = query[dim]
+    for channels in op.labels("attn_mask").values():
+        op.fix(channels, "attention mask")
+    return result
+
+
+@rule("embedding")
+def embedding(op: Op) -> Labels:
+    """Indices [*], weight [V, D] → [*, D]."""
+    weight = op.labels("weight")
+    op.fix(weight.get(0), "vocabulary")
+    return {len(op.shape) - 1: weight[1]} if 1 in weight else {}
+
+
+def refuse(op: Op) -> Labels:
+    """What happens to an op without a rule: nothing that reaches it may be cut."""
+    for node in op.tensors:
+        for channels in op.labels(node).values():
+            op.space.fix(channels, f"no rule for the op {op.where}")
+    return {}
+
+
+def _tie_bias(op: Op, produced: Channels | None) -> None:
+    bias = op.labels("bias").get(0)
+    if bias is not None:
+        op.tie(bias, produced)
+
+
+def _batch(labels: Labels) -> Labels:
+    return {0: labels[0]} if 0 in labels else {}
+
+
+def _fix_all_but(op: Op, labels: Labels, dims: tuple[int, ...], why: str) -> None:
+    for dim, channels in labels.items():
+        if dim not in dims:
+            op.fix(channels, why)

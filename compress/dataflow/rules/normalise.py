@@ -1,0 +1,47 @@
+"""Normalisations: parameters bound to the normalised channels, and groups that keep equal sizes."""
+
+from __future__ import annotations
+
+from secateur.compress.dataflow.rules.registry import Labels, Op, rule
+
+
+@rule("batch_norm", "instance_norm")
+def batch_norm(op: Op) -> Labels:
+    """Input [N, C, *] with weight, bias and running statistics [C]."""
+    labels = op.labels("self")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        bound = op.labels(name).get(0)
+        if bound is not None:
+            op.tie(bound, labels.get(1))
+    return labels
+
+
+@rule("group_norm")
+def group_norm(op: Op) -> Labels:
+    """Input [N, C, *] in `num_groups` rows of channels: every row keeps as many."""
+    labels, groups = op.labels("self"), int(op["num_groups"])
+    channels = labels.get(1)
+    for name in ("weight", "bias"):
+        bound = op.labels(name).get(0)
+        if bound is not None:
+            op.tie(bound, channels)
+    if channels is not None:
+        op.space.tie_rows(channels, groups)
+    return labels
+
+
+@rule("layer_norm")
+def layer_norm(op: Op) -> Labels:
+    """Input [*, normalized_shape] with weight and bias of that shape."""
+    labels, ndim = op.labels("self"), len(op.shape_of("self"))
+    normalised = len(op["normalized_shape"])
+    for name in ("weight", "bias"):
+        for dim, bound in op.labels(name).items():
+            op.tie(bound, labels.get(ndim - normalised + dim))
+    return labels
+
+
+@rule("softmax", "log_softmax", "normalize", "cumsum")
+def along_a_dimension(op: Op) -> Labels:
+    """The result has the shape of the input; every channel sees the others of its dimension, order included."""
+    return op.labels("self")

@@ -1,0 +1,104 @@
+"""The rule table: one small function per family of ops says what an op does to the channels of its operands.
+
+    @rule("glu")
+    def glu(op: Op) -> Labels:
+        ...
+
+A rule reads the labels of the op's tensor arguments, ties or fixes channels, and returns the labels of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from secateur.compress.dataflow.space import Channels, Space
+from secateur.profiles.graph import module_path, op_name, shape
+
+Labels = dict[int, Channels]
+"""dimension → its channels; dimensions that are not listed have a fixed size."""
+
+Rule = Callable[["Op"], "Labels | list[Labels]"]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ops by bare name (`conv2d`, for all overloads and the in-place form)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def find_rule(node: Node) -> Rule | None:
+    """The rule of an op: by name, else the pointwise one where torch declares the op pointwise."""
+    found = _RULES.get(op_name(node))
+    if found is None and isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        return _RULES["pointwise"]
+    return found
+
+
+class Op:
+    """One call in the graph, as a rule sees it: arguments by their schema names, labels of its tensors, the space."""
+
+    def __init__(self, node: Node, labels: dict[Node, Any], space: Space) -> None:
+        self.node, self.space, self._labels = node, space, labels
+        self.name, self.shape = op_name(node), shape(node)
+        self.args = _named_arguments(node)
+
+    @property
+    def where(self) -> str:
+        """`op in module`, for messages."""
+        return f"{self.name} in {module_path(self.node) or 'the model'}"
+
+    def __getitem__(self, name: str) -> Any:
+        """An argument by its schema name: a python value, a Node, or a list of them."""
+        return self.args[name]
+
+    def labels(self, argument: str | Node) -> Labels:
+        """The labels of a tensor argument; empty when it is absent or no tensor."""
+        node = self.args.get(argument) if isinstance(argument, str) else argument
+        found = self._labels.get(node, {}) if isinstance(node, Node) else {}
+        return found if isinstance(found, dict) else {}
+
+    def shape_of(self, argument: str | Node) -> tuple[int, ...]:
+        node = self.args[argument] if isinstance(argument, str) else argument
+        return shape(node) if isinstance(node, Node) else ()
+
+    def dim(self, name: str, of: str | Node) -> int:
+        """A dimension argument, counted from the front."""
+        return int(self.args[name]) % max(len(self.shape_of(of)), 1)
+
+    @property
+    def tensors(self) -> list[Node]:
+        """All tensor operands, those in lists included."""
+        return [node for node in self.node.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
+
+    def fix(self, channels: Channels | None, why: str = "") -> None:
+        """Fix channels, if there are any; the reason names the op and the module."""
+        if channels is not None:
+            self.space.fix(channels, f"{why} ({self.where})" if why else self.where)
+
+    def tie(self, one: Channels | None, other: Channels | None, why: str = "meets a tensor of fixed size") -> None:
+        """Tie two dimensions' channels; where only one of them is labelled, it is fixed."""
+        if one is not None and other is not None:
+            self.space.tie(one, other)
+        else:
+            self.fix(one if other is None else other, why)
+
+
+def _named_arguments(node: Node) -> dict[str, Any]:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return dict(enumerate(node.args)) | dict(node.kwargs)  # type: ignore[return-value]
+    arguments = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        arguments["self" if argument.name == "input" else argument.name] = value
+    return arguments

@@ -1,0 +1,232 @@
+"""Ops that rearrange: views, permutations, concatenation, slices. Where a dimension is split into rows, the rows keep
+equal sizes; where rows are merged, each channel stands at several indices."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from torch.fx import Node
+
+from secateur.compress.dataflow.rules.contraction import refuse
+from secateur.compress.dataflow.rules.registry import Labels, Op, rule
+from secateur.compress.dataflow.space import Channels
+
+
+@rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "squeeze", "unsqueeze", "reshape_as")
+def reshape(op: Op) -> Labels:
+    """Dimensions are matched in runs of equal size, and each run is merged or split on its own."""
+    labels, result = op.labels("self"), Labels()
+    for old, new in _runs(op.shape_of("self"), op.shape):
+        labelled = [dim for dim in old if dim in labels]
+        if len(labelled) > 1:
+            for dim in labelled:
+                op.fix(labels[dim], "two groups of channels are merged into one dimension")
+        elif labelled:
+            result.update(_reshape_run(op, labels[labelled[0]], labelled[0], old, new))
+    return result
+
+
+def _runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Match dimensions of two shapes of one size: the smallest runs whose products are equal."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        product_left = product_right = 1
+        while True:
+            if i < len(old) and (product_left <= product_right or j >= len(new)):
+                product_left *= old[i]
+                left.append(i)
+                i += 1
+            elif j < len(new):
+                product_right *= new[j]
+                right.append(j)
+                j += 1
+            else:
+                break
+            if product_left == product_right and left and right:
+                break
+        runs.append((left, right))
+    return runs
+
+
+def _reshape_run(op: Op, channels: Channels, dim: int, old: list[int], new: list[int]) -> Labels:
+    """Labels of one run's new dimensions."""
+    old_shape, new_shape = op.shape_of("self"), op.shape
+    sizes = [old_shape[d] for d in old]
+    aligned = channels.reshape([-1 if d == dim else 1 for d in old])
+    table = np.broadcast_to(aligned, sizes).reshape([new_shape[d] for d in new])
+    varying = [axis for axis in range(table.ndim) if (table != np.take(table, [0], axis=axis)).any()]
+    if not varying:  # one channel only, which cannot be cut anyway
+        op.fix(channels, "a single channel")
+        return {}
+    axis = varying[-1]
+    rows = np.moveaxis(table, axis, -1).reshape(-1, table.shape[axis])
+    op.space.tie(rows[:1], rows)
+    return {new[axis]: rows[0].copy()}
+
+
+@rule("permute")
+def permute(op: Op) -> Labels:
+    labels, ndim = op.labels("self"), len(op.shape)
+    order = [int(dim) % ndim for dim in op["dims"]]
+    return {new: labels[old] for new, old in enumerate(order) if old in labels}
+
+
+@rule("transpose", "swapaxes", "swapdims")
+def transpose(op: Op) -> Labels:
+    labels = op.labels("self")
+    names = [name for name in ("dim0", "dim1", "axis0", "axis1") if name in op.args]
+    one, other = (op.dim(name, "self") for name in names)
+    moved = {one: other, other: one}
+    return {moved.get(dim, dim): channels for dim, channels in labels.items()}
+
+
+@rule("t", "numpy_T")
+def t(op: Op) -> Labels:
+    last = len(op.shape) - 1
+    return {last - dim: channels for dim, channels in op.labels("self").items()}
+
+
+@rule("movedim")
+def movedim(op: Op) -> Labels:
+    labels, ndim = op.labels("self"), len(op.shape)
+    source, destination = (
+        [int(dim) % ndim for dim in (value if isinstance(value, (list, tuple)) else [value])]
+        for value in (op["source"], op["destination"])
+    )
+    order = [dim for dim in range(ndim) if dim not in source]
+    for new, old in sorted(zip(destination, source, strict=True)):
+        order.insert(new, old)
+    return {new: labels[old] for new, old in enumerate(order) if old in labels}
+
+
+@rule("expand", "expand_as")
+def expand(op: Op) -> Labels:
+    """A size-1 dimension that grows loses its label; others keep it."""
+    labels, offset = op.labels("self"), len(op.shape) - len(op.shape_of("self"))
+    result = {}
+    for dim, channels in labels.items():
+        if op.shape[dim + offset] == len(channels):
+            result[dim + offset] = channels
+        else:
+            op.fix(channels, "a single channel is spread over a dimension")
+    return result
+
+
+@rule("repeat", "tile")
+def repeat(op: Op) -> Labels:
+    labels, offset = op.labels("self"), len(op.shape) - len(op.shape_of("self"))
+    return {
+        dim + offset: np.tile(channels, op.shape[dim + offset] // len(channels)) for dim, channels in labels.items()
+    }
+
+
+@rule("repeat_interleave")
+def repeat_interleave(op: Op) -> Labels:
+    if not isinstance(op["repeats"], int) or op["dim"] is None:
+        return refuse(op)
+    result, dim = dict(op.labels("self")), op.dim("dim", "self")
+    if dim in result:
+        result[dim] = np.repeat(result[dim], op["repeats"])
+    return result
+
+
+@rule("cat", "concat", "concatenate")
+def cat(op: Op) -> Labels:
+    """Along `dim` the channels stand one after another; elsewhere they are the same."""
+    tensors = op["tensors"]
+    dim, result = op.dim("dim", tensors[0]), Labels()
+    if any(dim in op.labels(node) for node in tensors):
+        parts = [
+            op.labels(node).get(dim, op.space.fixed(op.shape_of(node)[dim], f"fixed input of {op.where}"))
+            for node in tensors
+        ]
+        result[dim] = np.concatenate(parts)
+    return result | _tie_elsewhere(op, tensors, skip=dim)
+
+
+@rule("stack")
+def stack(op: Op) -> Labels:
+    """A new dimension of fixed size."""
+    new = int(op["dim"]) % len(op.shape)
+    return {dim + (dim >= new): channels for dim, channels in _tie_elsewhere(op, op["tensors"]).items()}
+
+
+def _tie_elsewhere(op: Op, tensors: list[Node], skip: int | None = None) -> Labels:
+    """Tie the dimensions that concatenated tensors share."""
+    result = Labels()
+    for dim in range(len(op.shape_of(tensors[0]))):
+        labels = [op.labels(node).get(dim) for node in tensors]
+        if dim == skip or all(label is None for label in labels):
+            continue
+        for one, other in itertools.pairwise(labels):
+            op.tie(one, other)
+        if all(label is not None for label in labels):
+            result[dim] = labels[0]  # type: ignore[assignment]
+    return result
+
+
+@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
+def split(op: Op) -> list[Labels]:
+    """Parts of one dimension. Equal parts stay equal, since that is how such code is written: x.chunk(2)."""
+    labels, dim = op.labels("self"), op.dim("dim", "self")
+    sizes = [part.shape[dim] for part in op.node.meta["val"]]
+    rest = {other: channels for other, channels in labels.items() if other != dim}
+    if dim not in labels:
+        return [rest for _ in sizes]
+    if len(set(sizes)) == 1:
+        op.space.tie_rows(labels[dim], len(sizes))
+    elif op.name in ("chunk", "split", "tensor_split"):
+        op.fix(labels[dim], "unequal parts")
+    ends = list(itertools.accumulate(sizes))
+    return [{**rest, dim: labels[dim][end - size : end]} for size, end in zip(sizes, ends, strict=True)]
+
+
+@rule("slice", "narrow")
+def slice_(op: Op) -> Labels:
+    """A range of one dimension; a range that tiles the dimension stands for equal parts: x[:, : c // 2]."""
+    result = dict(op.labels("self"))
+    dim = op.dim("dim", "self")
+    if dim not in result:
+        return result
+    size = len(result[dim])
+    if op.name == "narrow":
+        start, end, step = int(op["start"]) % size, int(op["start"]) % size + int(op["length"]), 1
+    else:
+        start, end, step = slice(op["start"], op["end"], op["step"]).indices(size)
+    part = result[dim][start:end:step]
+    if len(part) not in (0, size):
+        if step == 1 and size % len(part) == 0 and start % len(part) == 0:
+            op.space.tie_rows(result[dim], size // len(part))
+        elif step != 1:
+            op.fix(result[dim], "strided slice")
+    result[dim] = part
+    return result
+
+
+@rule("select")
+def select(op: Op) -> Labels:
+    """One index of a dimension, which therefore may not move."""
+    labels, dim = op.labels("self"), op.dim("dim", "self")
+    op.fix(labels.get(dim), "one index is picked")
+    return {other - (other > dim): channels for other, channels in labels.items() if other != dim}
+
+
+@rule("unbind")
+def unbind(op: Op) -> list[Labels]:
+    labels, dim = op.labels("self"), op.dim("dim", "self")
+    op.fix(labels.get(dim), "unpacked into parts")
+    part = {other - (other > dim): channels for other, channels in labels.items() if other != dim}
+    return [part] * op.shape_of("self")[dim]
+
+
+@rule("flip", "roll")
+def flip(op: Op) -> Labels:
+    """Reordered dimensions may not change size; the others pass."""
+    labels = op.labels("self")
+    dims = {int(dim) % len(op.shape) for dim in (op["dims"] or range(len(op.shape)))}
+    for dim in dims:
+        op.fix(labels.get(dim), "reordered dimension")
+    return {dim: channels for dim, channels in labels.items() if dim not in dims}

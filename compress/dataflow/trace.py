@@ -1,0 +1,215 @@
+"""trace(model, x): from a model to its channel groups.
+
+The graphs of a model (one, or one per task, plus the training-mode graph so that auxiliary heads are cut along) are
+walked once with the rule table; parameters are shared between graphs by name, which unites their groups.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.fx import Node
+
+from secateur.compress.dataflow.channel_groups import ChannelGroups
+from secateur.compress.dataflow.groups import ChannelGroup, Groups, Index, Member, Role
+from secateur.compress.dataflow.rules import Op, find_rule, refuse
+from secateur.compress.dataflow.space import Channels, Components, Space
+from secateur.core.errors import ModelError
+from secateur.profiles.graph import Graph, capture_tasks, op_name, shape
+
+
+def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = ()) -> ChannelGroups:
+    """Find the channel groups of a model.
+
+    Args:
+        model: any module that torch.export can trace; not changed.
+        inputs: one batch as the model takes it: a tensor or a tuple of tensors.
+        tasks: names of the tasks, needed when the model is called as `forward(x, task)`.
+
+    Raises:
+        ModelError: when the model cannot be traced in evaluation mode.
+
+    Warns:
+        UserWarning: once per op without a rule; the channels that reach it are kept whole.
+    """
+    tasks = tuple(tasks)
+    graphs = capture_tasks(model, inputs, tasks)
+    return from_graphs(model, graphs, _training_graphs(model, inputs, tasks))
+
+
+def _training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> list[Graph]:
+    """The graphs in training mode, where a model may run auxiliary heads; none if that cannot be traced."""
+    try:
+        return capture_tasks(model, inputs, tasks, training=True)
+    except ModelError:
+        return []
+
+
+def from_graphs(model: nn.Module, graphs: Sequence[Graph], training: Sequence[Graph] = ()) -> ChannelGroups:
+    """As `trace`, from graphs that were captured before."""
+    flow = Flow()
+    for graph in (*graphs, *training):
+        flow.walk(graph)
+    components = flow.space.components()
+    return ChannelGroups(model, graphs, flow.labels, components, _groups(flow, components), _dead(graphs, training, model))
+
+
+class Flow:
+    """Labels of every tensor of every graph, in one space of channels."""
+
+    def __init__(self) -> None:
+        self.space = Space()
+        self.labels: dict[Node, Any] = {}
+        self.parameters: dict[tuple[str, int], Channels] = {}
+        self.produced: list[Channels] = []
+        self.consumed: list[Channels] = []
+        self._refused: set[str] = set()
+
+    def walk(self, graph: Graph) -> None:
+        """Label the graph's state, run the rule of every call, fix the outputs."""
+        for node, name in graph.state.items():
+            self.labels[node] = {
+                dim: self._parameter(name, dim, size) for dim, size in enumerate(shape(node)) if size > 1
+            }
+        for node in graph.nodes:
+            self._visit(node)
+        for node, name in zip(graph.outputs, graph.output_names, strict=True):
+            for channels in self._of(node).values():
+                self.space.fix(channels, f"output of the model{f' ({name})' if name else ''}")
+
+    def _parameter(self, name: str, dim: int, size: int) -> Channels:
+        if (name, dim) not in self.parameters:
+            self.parameters[name, dim] = self.space.fresh(size)
+        return self.parameters[name, dim]
+
+    def _of(self, node: Node) -> dict[int, Channels]:
+        found = self.labels.get(node, {})
+        return found if isinstance(found, dict) else {}
+
+    def _visit(self, node: Node) -> None:
+        if op_name(node) == "getitem":
+            parts = self.labels.get(node.args[0], {})  # type: ignore[arg-type]
+            self.labels[node] = parts[node.args[1]] if isinstance(parts, list) else parts
+            return
+        op = Op(node, self.labels, self.space)
+        labelled = [tensor for tensor in op.tensors if self._of(tensor)]
+        if not labelled:
+            return
+        found = find_rule(node)
+        if found is None:
+            self._warn(op)
+        self.labels[node] = (found or refuse)(op)
+        self._note_roles(op)
+
+    def _note_roles(self, op: Op) -> None:
+        """Remember which channels weights produce and consume."""
+        weight = op.labels("weight") if "weight" in op.args else {}
+        if op.name.startswith("conv_transpose"):
+            roles = ((self.consumed, 0), (self.produced, 1))
+        elif op.name in ("conv1d", "conv2d", "conv3d", "linear"):
+            roles = ((self.produced, 0), (self.consumed, 1))
+        elif op.name == "embedding":
+            roles = ((self.produced, 1),)  # type: ignore[assignment]
+        else:
+            return
+        for noted, dim in roles:
+            if dim in weight:
+                noted.append(weight[dim])
+
+    def _warn(self, op: Op) -> None:
+        if op.where not in self._refused:
+            self._refused.add(op.where)
+            warnings.warn(
+                f"no rule for the op {op.where}: the channels that reach it are kept whole "
+                f"(secateur.compress.dataflow.rule adds one)",
+                stacklevel=2,
+            )
+
+
+def _dead(graphs: Sequence[Graph], training: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:
+    """Modules with parameters of which no output in evaluation mode depends on any: topmost paths."""
+    used = {name for graph in graphs for node, name in graph.state.items() if node in graph.live}
+    aliases = _aliases(model)
+    alive = {alias for name in used for alias in aliases.get(name, (name,))}
+    owners = [path for path, module in model.named_modules() if any(True for _ in module.parameters())]
+    dead = [path for path in owners if path and not any(name.startswith(f"{path}.") for name in alive)]
+    return tuple(path for path in dead if not any(path.startswith(f"{other}.") for other in dead))
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter: a shared one has several, of which the trace shows one."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {name: group for group in names.values() for name in group}
+
+
+def _groups(flow: Flow, components: Components) -> Groups:
+    """Components that sit in the same parameters in the same way are the channels of one group."""
+    signatures, places = _places(flow, components)
+    roles = _roles(flow, components)
+    by_signature: dict[Any, list[int]] = defaultdict(list)
+    for component, signature in signatures.items():
+        by_signature[signature, component in components.why].append(component)
+    groups, names = [], Counter[str]()
+    keys = list(flow.parameters)
+    for (signature, _), channels in by_signature.items():
+        members = tuple(
+            Member(*keys[key], role=roles.get(keys[key], "bound"), index=_stack(places, channels, key, count))
+            for key, count in signature
+        )
+        producers = [member for member in members if member.role == "out"]
+        if not producers:
+            continue
+        name = producers[0].parameter.rpartition(".")[0] or producers[0].parameter
+        names[name] += 1
+        group = ChannelGroup(
+            name=name if names[name] == 1 else f"{name}#{names[name]}",
+            channels=len(channels),
+            members=members,
+            components=np.array(channels, dtype=np.int64),
+            why_not=_why_not(channels, components),
+        )
+        groups.append(group)
+    return Groups(groups)
+
+
+def _places(flow: Flow, components: Components) -> tuple[dict[int, Any], dict[tuple[int, int], list[int]]]:
+    """For every component its signature ((parameter key, count), ...) and its indices in each parameter."""
+    counts: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    places: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for key, channels in enumerate(flow.parameters.values()):
+        for index, component in enumerate(components.of[channels].tolist()):
+            counts[component][key] += 1
+            places[component, key].append(index)
+    return {component: tuple(found.items()) for component, found in counts.items()}, places
+
+
+def _stack(places: dict[tuple[int, int], list[int]], channels: list[int], key: int, count: int) -> Index:
+    table = [places[component, key] for component in channels]
+    return np.array(table, dtype=np.int64).reshape(len(channels), count)
+
+
+def _roles(flow: Flow, components: Components) -> dict[tuple[str, int], Role]:
+    """A parameter's own channels tell whether a weight produced or consumed them."""
+    produced = {int(channels[0]) for channels in flow.produced}
+    consumed = {int(channels[0]) for channels in flow.consumed}
+    roles: dict[tuple[str, int], Role] = {}
+    for key, channels in flow.parameters.items():
+        if int(channels[0]) in produced:
+            roles[key] = "out"
+        elif int(channels[0]) in consumed:
+            roles[key] = "in"
+    return roles
+
+
+def _why_not(channels: list[int], components: Components) -> str:
+    reasons = Counter(components.why[component] for component in channels if component in components.why)
+    if reasons:
+        return reasons.most_common(1)[0][0]
+    return "a single channel" if len(channels) < 2 else ""
