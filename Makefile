@@ -1,0 +1,53 @@
+# Secateur. On a fresh machine `make demo` and `make test` are all the set-up there is.
+#
+#   make demo     compress, select, benchmark and report the embedded workload
+#   make test     lint, types and tests            (make test ARGS="tests/core -k budget" runs some of the tests)
+#   make train    train the embedded workloads again
+#
+# PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKLOADS ?= scenes digits multifashion
+ARGS ?=
+
+bin := $(abspath $(VENV))/bin
+install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types train clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(bin)/secateur demo
+
+test: lint types
+	$(bin)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+# The type checker cannot follow the mapping of an editable install, so it is given a plain one.
+types: $(VENV)/.installed-dev
+	rm -rf build
+	$(install) --no-deps --target build/site .
+	cd build/site && $(bin)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p secateur
+
+train: $(VENV)/.installed
+	$(bin)/python -m secateur.workloads.train $(WORKLOADS)
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -c 'import sys; sys.exit("Secateur needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(install) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(install) --editable ".[dev]"
+	touch $(VENV)/.installed $@
+
+# The results under runs/ are the user's and stay.
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
