@@ -66,6 +66,12 @@ class OutputError(SecateurError):
     kind = "output"
 
 
+class ExportError(SecateurError):
+    """A model cannot be exported, or an exported file cannot be read or run."""
+
+    kind = "export"
+
+
 class ParityError(SecateurError):
     """An exported artefact does not compute what the torch model computes."""
 

@@ -1,0 +1,246 @@
+"""Export to ONNX: one file, weights inside, dynamic batch, outputs named after the tasks.
+
+    to_onnx(model, workload, Path("model.onnx"))
+
+The model is traced by torch.export and translated by torch's own exporter, whose optimiser folds constants and batch
+norms and removes what has no effect. Afterwards values are renamed, so that the file speaks the user's words: tasks
+for outputs, parameter names for weights, module paths at nodes; traces of source code and of folders are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from secateur.export.formats import Exported, exporter
+from secateur.export.onnx_session import OnnxModel
+from secateur.export.parity import check_parity
+from secateur.profiles.graph import module_path
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from secateur.core.errors import ExportError
+from secateur.core.files import writing
+from secateur.core.predict import as_args, batch_size, predict
+from secateur.core.task import Task, Workload
+
+OPSET = 20
+"""The first opset with Gelu as one operator; ONNX Runtime reads it since 1.17."""
+INLINE_LIMIT = 2**31 - 2**24
+"""Bytes of weights up to which they are stored inside the file: protobuf ends at 2 GB."""
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+"""The node property in which torch's exporter notes the module path."""
+
+
+@exporter("onnx")
+def export(model: nn.Module, workload: Workload, folder: Path) -> Exported:
+    """Write `model.onnx` into the folder and prove it on the workload's test samples."""
+    path = to_onnx(model, workload, folder / "model.onnx")
+    return Exported(path, check_parity(model, OnnxModel(path).predict, workload))
+
+
+def to_onnx(model: nn.Module, workload: Workload, path: Path, *, dynamic_batch: bool = True) -> Path:
+    """Write the model as an ONNX file; the model itself is not changed.
+
+    Inputs are named `input`, or `input_1`, `input_2`, ... when there are several; outputs are named after the tasks,
+    in their order. Values of the example input that are no tensors become constants. Weights of 2 GB or more go to a
+    second file, `<name>.data`.
+
+    Args:
+        dynamic_batch: leave the first dimension open; otherwise it is that of the example input.
+
+    Raises:
+        ExportError: the model cannot be traced, fixes the batch size, or uses an op that ONNX cannot express.
+        OutputError: the file cannot be written.
+    """
+    from onnx.checker import ValidationError, check_model
+
+    with _evaluating(model), _quiet():
+        traced = _trace(_TaskOutputs(model, workload.tasks), as_args(workload.example_input), dynamic_batch)
+        program = _translate(traced, dynamic_batch)
+        _rename(program.model.graph, workload.task_names)
+        with writing(path) as temporary:
+            _save(program, temporary, path)
+            try:
+                check_model(temporary, full_check=True)
+            except ValidationError as error:
+                raise ExportError(f"the exporter wrote an invalid ONNX file: {error}", "report this model") from error
+    return path
+
+
+class _TaskOutputs(nn.Module):
+    """A model that returns its tasks' predictions as a tuple and nothing else."""
+
+    def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.model = model
+        self.tasks = tasks
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        predictions = predict(self.model, inputs, self.tasks)
+        for name, value in predictions.items():
+            if not isinstance(value, Tensor):
+                raise ExportError(
+                    f'task "{name}" predicts a {type(value).__name__}, an ONNX output is a tensor',
+                    "return one tensor for each task",
+                )
+        return tuple(predictions.values())
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> ExportedProgram:
+    if not dynamic_batch:
+        return _torch_export(model, args, None)
+    try:
+        return _torch_export(model, _at_least_two(args), (_batch_dims(args, Dim.DYNAMIC),))
+    except ExportError as error:
+        try:
+            _torch_export(model, args, None)
+        except ExportError:
+            raise error from error.__cause__
+        raise ExportError(
+            "the model's forward works for one batch size only",
+            "take the batch size from the input (x.shape[0]) instead of a number",
+        ) from error
+
+
+def _torch_export(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+    try:
+        return torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+    except ExportError:
+        raise
+    except Exception as error:  # torch.export raises errors of many unrelated types
+        raise ExportError(
+            f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}",
+            "remove control flow that depends on tensor values from forward; --debug shows the whole message",
+        ) from error
+
+
+def _batch_dims(args: tuple[Any, ...], dim: Any) -> tuple[Any, ...]:
+    """For each argument, that its first dimension is the batch; nothing for what carries no batch."""
+    size = batch_size(args)
+    return tuple({0: dim} if _is_batched(value, size) else None for value in args)
+
+
+def _at_least_two(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The example with a batch of two at least: torch.export takes a size of one for a constant."""
+    size = batch_size(args)
+    if size > 1:
+        return args
+    return tuple(torch.cat([value, value]) if _is_batched(value, size) else value for value in args)
+
+
+def _is_batched(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
+
+
+def _translate(traced: ExportedProgram, dynamic_batch: bool) -> Any:
+    """The torch.onnx.ONNXProgram of a traced model."""
+    from torch.onnx import OnnxExporterError
+
+    (inputs, _) = traced.example_inputs
+    shapes = (_batch_dims(inputs, "batch"),) if dynamic_batch else None
+    try:
+        return torch.onnx.export(
+            traced, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, optimize=True, verbose=False
+        )
+    except OnnxExporterError as error:
+        raise _untranslatable(error, traced) from error
+
+
+def _untranslatable(error: Exception, traced: ExportedProgram) -> ExportError:
+    """Which op of which module ONNX cannot express, from the exporter's chain of errors."""
+    chain, link = [str(error)], error.__cause__
+    while link is not None:
+        chain.append(str(link))
+        link = link.__cause__
+    text = "\n".join(chain)
+    op = re.search(r"target=torch\.ops\.([\w.]+)", text)
+    if op is None:
+        return ExportError(
+            f"torch's exporter cannot translate the model to ONNX: {_first_line(error)}", "--debug shows why"
+        )
+    name = re.search(r"node %(\w+)", text)
+    nodes = traced.run_decompositions().graph.nodes if name else ()
+    path = next((module_path(node) for node in nodes if name and node.name == name[1]), "")
+    module = path.removeprefix("model").removeprefix(".") or "the model's forward"
+    return ExportError(
+        f"ONNX has no translation of {op[1]}, called in {module}",
+        "write that step with other operations, or keep it outside the model",
+    )
+
+
+def _rename(graph: Any, tasks: Sequence[str]) -> None:
+    """Give inputs, outputs, weights and nodes of an onnx_ir graph the user's names."""
+    single = len(graph.inputs) == 1
+    inputs = ["input"] if single else [f"input_{index}" for index in range(1, len(graph.inputs) + 1)]
+    inputs = [f"{name}_tensor" if name in tasks else name for name in inputs]
+    for value in list(graph.initializers.values()):
+        value.name = value.name.removeprefix("model.")
+    reserved = {*inputs, *tasks}
+    nodes = list(graph.all_nodes())
+    values = [*graph.initializers.values(), *graph.inputs, *(value for node in nodes for value in node.outputs)]
+    taken = {value.name for value in values} | reserved
+    for value in values:
+        if value.name in reserved:
+            value.name = next(name for i in range(len(taken) + 1) if (name := f"{value.name}_{i}") not in taken)
+            taken.add(value.name)
+    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *tasks], strict=True):
+        value.name = name
+    graph.metadata_props.clear()
+    for value in [*values, *graph.outputs]:
+        value.metadata_props.clear()
+    for node in nodes:
+        scopes = node.metadata_props.get(NAME_SCOPES)
+        node.metadata_props.clear()
+        if scopes:
+            node.metadata_props[NAME_SCOPES] = scopes.replace("'model', ", "").replace("'model.", "'")
+
+
+def _save(program: Any, temporary: Path, path: Path) -> None:
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    if size < INLINE_LIMIT:
+        program.save(temporary, external_data=False)
+        return
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:  # the file names its data file
+        whole = Path(folder) / path.name
+        program.save(whole, external_data=True)
+        whole.with_name(f"{path.name}.data").replace(path.with_name(f"{path.name}.data"))
+        whole.replace(temporary)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs, warns and prints about its own internals; users cannot act on that."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    silence = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
