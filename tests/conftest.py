@@ -1,4 +1,4 @@
-"""What all tests share: one seed, repeatable random examples in CI, and a plain word for every group that cannot run."""
+"""What all tests share: one seed, repeatable examples in CI, and a plain word for every group that cannot run."""
 
 from __future__ import annotations
 
