@@ -6,6 +6,7 @@ Tolerance.parse(["1%", "depth=3%"])               allowed relative drop of each 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ _EXAMPLES = {
     "energy": "3mJ",
 }
 _ALIASES = {"mac": "flops", "macs": "flops", "flop": "flops", "param": "params", "parameters": "params"}
-_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
-_LIMIT = re.compile(rf"^\s*([A-Za-z_]+)\s*(<=|<|=|:)\s*({_NUMBER})\s*(%|[A-Za-z]*)\s*$", re.IGNORECASE)
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_LIMIT = re.compile(rf"^\s*([A-Za-z_]+)\s*(<=|<|=|:)\s*({_NUMBER})\s*(%|[A-Za-z]*)\s*$")
 _DROP = re.compile(rf"^\s*(?:(?P<task>[^=<>\s]+)\s*(?:<=|=)\s*)?(?P<number>{_NUMBER})\s*(?P<unit>%?)\s*$")
 
 
@@ -74,9 +75,7 @@ class Budget:
         """
         if isinstance(text, Budget):
             return text
-        parts = [] if text is None else [text] if isinstance(text, str) else list(text)
-        items = [item for part in parts for item in part.split(",") if item.strip()]
-        limits = tuple(_parse_limit(item) for item in items)
+        limits = tuple(_parse_limit(item) for item in _items(text, "budget", '"flops<=40%"'))
         kinds = [limit.kind for limit in limits]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -144,6 +143,15 @@ def human_count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def _items(text: object, what: str, example: str) -> list[str]:
+    """The single budgets or drops in a text, or in several."""
+    parts = [] if text is None else [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
+    for part in parts:
+        if not isinstance(part, str):
+            raise BudgetError(f"a {what} is text, not {part!r}", f"for example: {example}")
+    return [item for part in parts for item in part.split(",") if item.strip()]
+
+
 def _parse_limit(text: str) -> Limit:
     match = _LIMIT.match(text)
     if match is None:
@@ -153,9 +161,17 @@ def _parse_limit(text: str) -> Limit:
         )
     name, _, number, unit = match.groups()
     kind = _ALIASES.get(name.lower(), name.lower())
+    if kind == "drop":
+        raise BudgetError(
+            f'"{text.strip()}" is a tolerance, not a budget', "give it as the drop, for example: --drop 1%"
+        )
     if kind not in KINDS:
         raise BudgetError(f'unknown kind of budget "{name}"', f"budgets limit one of: {', '.join(KINDS)}")
-    value = float(number) * (2 if name.lower() in ("mac", "macs") and unit != "%" else 1)
+    if name.lower() in ("mac", "macs") and unit != "%":
+        number = f"{2 * float(number):.12g}"
+    value = float(number)
+    if not math.isfinite(value):
+        raise BudgetError(f'the budget "{text.strip()}" limits nothing', "give a smaller number")
     if value <= 0:
         raise BudgetError(f'the budget "{text.strip()}" leaves nothing', "give a number above zero")
     if unit == "%":
@@ -194,14 +210,10 @@ class Tolerance:
         """
         if isinstance(text, Tolerance):
             return text
-        if text is None:
-            return cls()
         if isinstance(text, Mapping):
-            parts = [value if task == "*" else f"{task}={value}" for task, value in text.items()]
-        else:
-            parts = [text] if isinstance(text, str) else list(text)
+            text = [value if task == "*" else f"{task}={value}" for task, value in text.items()]
         default, tasks = cls.default, dict[str, float]()
-        for part in (item for chunk in parts for item in chunk.split(",") if item.strip()):
+        for part in _items(text, "drop", '"1%", or "depth=3%" for one task'):
             task, drop = _parse_drop(part)
             if task is None:
                 default = drop

@@ -13,19 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.core.errors import BundleError, OutputError
 from secateur.core.files import canonical_json, sha256, writing_folder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+_PART = r"\w[\w.+-]{0,99}"
+_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,9}}", re.ASCII)  # no "..", no leading "/", no hidden files
+_AGAIN = "copy the bundle again, or compress again"
 
 
 class _Model(BaseModel):
@@ -94,6 +98,12 @@ class Manifest(_Model):
     versions: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _one_point_is_chosen(self) -> Self:
+        if not 0 <= self.chosen < len(self.points):
+            raise ValueError(f"the chosen point {self.chosen} is none of the {len(self.points)}")
+        return self
+
     @property
     def point(self) -> Point:
         """The point that was chosen."""
@@ -121,15 +131,15 @@ class Bundle:
         bundle = cls(folder, _read_manifest(folder / MANIFEST))
         for name in bundle.manifest.files:
             if not bundle.file(name).is_file():
-                raise BundleError(f"{folder}: {name} is missing", "copy the bundle again, or compress again")
+                raise BundleError(f"{folder}: {name} is missing", _AGAIN)
         return bundle
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle; refuses names that lead outside of it."""
-        pure = PurePosixPath(name)
-        inside = self.path / pure
-        if pure.is_absolute() or ".." in pure.parts or inside.is_symlink():
-            raise BundleError(f"{self.path}: {name!r} leads outside the bundle", "do not use this bundle")
+        inside = self.path / name
+        steps = [inside, *inside.parents][: name.count("/") + 1]
+        if not _NAME.fullmatch(name) or any(step.is_symlink() for step in steps):
+            raise BundleError(f"{self.path}: {name!r} is no plain file inside the bundle", "do not use this bundle")
         return inside
 
     def checked_file(self, name: str) -> Path:
@@ -139,9 +149,7 @@ class Bundle:
         if expected is None:
             raise BundleError(f"{self.path}: {name} is not in the manifest", "do not use this bundle")
         if sha256(path) != expected:
-            raise BundleError(
-                f"{self.path}: {name} was changed or truncated", "copy the bundle again, or compress again"
-            )
+            raise BundleError(f"{self.path}: {name} was changed or truncated", _AGAIN)
         return path
 
     def verify(self) -> list[str]:
@@ -167,8 +175,10 @@ def check_output(path: Path, force: bool = False) -> None:
     Raises:
         OutputError
     """
-    if path.is_symlink() or path.is_file():
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputError(f"{path} is not a folder", "choose another output with -o")
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(f"{path} is the folder you are in, or above it", "name a new folder with -o")
     if path.is_dir() and any(path.iterdir()):
         if not is_bundle(path):
             raise OutputError(f"{path} holds something that is no bundle", "choose another output with -o")
@@ -194,29 +204,35 @@ def changed_bundle(bundle: Bundle) -> Iterator[tuple[Path, Callable[[Manifest], 
     """Change a bundle as a whole: yields a copy of it (hard links where possible), as `new_bundle` does.
 
     Files of the copy must be replaced, not written into: a hard link shares its bytes with the original.
+
+    Raises:
+        BundleError: when the bundle is not what was written: a change must not put a new hash on an altered file.
     """
+    if problems := bundle.verify():
+        raise BundleError(problems[0], _AGAIN)
     with writing_folder(bundle.path) as folder:
-        shutil.copytree(bundle.path, folder, copy_function=_link, dirs_exist_ok=True)
-        (folder / MANIFEST).unlink()
+        for name in bundle.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(bundle.file(name), folder / name)
         yield folder, lambda manifest: _finish(folder, manifest)
 
 
-def _link(source: str, destination: str) -> None:
+def _link(source: Path, destination: Path) -> None:
     try:
         os.link(source, destination)
-    except OSError:
+    except OSError:  # a file system without hard links
         shutil.copy2(source, destination)
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:
     files = {name: sha256(folder / name) for name in _names(folder)}
     document = manifest.model_copy(update={"files": files}).model_dump(mode="json")
-    (folder / MANIFEST).write_text(canonical_json(_sealed(document)), encoding="utf-8")
+    (folder / MANIFEST).write_bytes(canonical_json(_sealed(document)).encode())
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     )
 
 
@@ -226,25 +242,26 @@ def _sealed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    again = "copy the bundle again, or compress again"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
         document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}", again) from error
-    if not isinstance(document, dict) or not isinstance(document.get("schema_version"), int):
-        raise BundleError(f"{path} is not the manifest of a bundle", again)
-    if document["schema_version"] > SCHEMA:
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
+        unsealed = {key: value for key, value in document.items() if key != "seal"}
+        intact = canonical_json(_sealed(unsealed)) == text
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}", _AGAIN) from error
+    schema = document.get("schema_version")
+    if isinstance(schema, int) and schema > SCHEMA:
         raise BundleError(
-            f"{path.parent} was written by a newer Secateur (schema {document['schema_version']}, this one reads {SCHEMA})",
+            f"{path.parent} was written by a newer Secateur (schema {schema}, this one reads {SCHEMA})",
             "upgrade with: pip install -U secateur",
         )
-    unsealed = {key: value for key, value in document.items() if key != "seal"}
-    if canonical_json(_sealed(unsealed)) != text:
-        raise BundleError(f"{path} was changed or truncated", again)
+    if not intact:
+        raise BundleError(f"{path} was changed or truncated, or is not the manifest of a bundle", _AGAIN)
     try:
         return Manifest.model_validate(unsealed)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path}: {where}: {first['msg']}", again) from error
+        raise BundleError(f"{path}: {where}: {first['msg']}", _AGAIN) from error

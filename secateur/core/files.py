@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +24,8 @@ def writing(path: Path) -> Iterator[Path]:
     """
     with _clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
+        temporary = _beside(path)
+        temporary.touch(exist_ok=False)
     try:
         with _clear_errors(path):
             yield temporary
@@ -44,10 +42,10 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """
     with _clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = _beside(path)
+        temporary.mkdir()
     try:
         with _clear_errors(path):
-            temporary.chmod(0o755)
             yield temporary
             _swap(temporary, path)
     finally:
@@ -57,7 +55,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, document: Any) -> None:
     """Write a document in canonical form: the same content gives the same bytes."""
     with writing(path) as temporary:
-        temporary.write_text(canonical_json(document), encoding="utf-8")
+        temporary.write_bytes(canonical_json(document).encode())
 
 
 def canonical_json(document: Any) -> str:
@@ -69,6 +67,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _beside(path: Path) -> Path:
+    """A name of its own in the same folder, so that a rename stays on one file system."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
 def _swap(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
@@ -76,8 +79,12 @@ def _swap(new: Path, path: Path) -> None:
     previous = path.with_name(f".{path.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     path.rename(previous)
-    new.rename(path)
-    shutil.rmtree(previous)
+    try:
+        new.rename(path)
+    except OSError:
+        previous.rename(path)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 @contextmanager
@@ -86,7 +93,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"no space left to write {path}", "free some space; nothing was changed") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(f"not allowed to write {path}", "choose another folder with -o") from error

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,6 +79,7 @@ def _find(output: Mapping[str, Any], name: str) -> Any:
 def losses(model: nn.Module, batch: Batch, tasks: Iterable[Task]) -> dict[str, torch.Tensor]:
     """Each task's loss on one batch, as scalar tensors."""
     inputs, targets = batch
+    tasks = list(tasks)
     return task_losses(predict(model, inputs, tasks), targets, tasks)
 
 
@@ -87,18 +90,30 @@ def task_losses(
     return {task.name: task.loss(predictions[task.name], targets[task.name]) for task in tasks}
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode and without gradients; each module's own mode is restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def evaluate(model: nn.Module, batches: Iterable[Batch], tasks: Iterable[Task], label: str = "") -> dict[str, float]:
     """Each task's metric over all batches, with the model in evaluation mode.
 
     `label` shows a progress bar; the model's training mode is restored afterwards.
+
+    Raises:
+        DataError: no batch at all, or a metric that is not finite.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    tasks = list(tasks)
+    with evaluating(model):
         return evaluate_with(lambda inputs: predict(model, inputs, tasks), batches, tasks, label)
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()
@@ -106,11 +121,19 @@ def evaluate_with(predictor: Any, batches: Iterable[Batch], tasks: Iterable[Task
     """As `evaluate`, for any callable `predictor(input) -> {task: prediction}` (a runtime session, say)."""
     tasks = list(tasks)
     metrics = {task.name: copy.deepcopy(task.metric) for task in tasks}
+    seen = False
     for inputs, targets in track(batches, label):
+        seen = True
         predictions = predictor(inputs)
         for task in tasks:
             metrics[task.name].update(predictions[task.name], targets[task.name])
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+    if not seen:
+        raise DataError("there is no batch to evaluate on", "give at least one")
+    values = {name: float(metric.compute()) for name, metric in metrics.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise DataError(f'the metric of "{name}" is {value}', "a metric is one finite number")
+    return values
 
 
 def check(workload: Workload) -> None:
@@ -118,7 +141,8 @@ def check(workload: Workload) -> None:
 
     Raises:
         ModelError: NaN or infinite weights, an output without a task, a forward that fails.
-        DataError: an empty loader, targets without a task, shapes that do not fit, a loss that is not finite.
+        DataError: an empty loader, targets without a task, shapes that do not fit, a loss that is not finite,
+            a loss or a metric that fails.
     """
     for name, tensor in workload.model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -128,12 +152,7 @@ def check(workload: Workload) -> None:
 
 
 def _check_batch(workload: Workload, split: str) -> None:
-    batch = next(iter(getattr(workload, split)), None)
-    if batch is None:
-        raise DataError(f"the {split} loader yields nothing", "give it at least one batch")
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
-        raise DataError(f"the {split} loader yields {_describe(batch)}", "it must yield (input, {task: target}) pairs")
-    inputs, targets = batch
+    inputs, targets = _first_batch(getattr(workload, split), split)
     missing = [name for name in workload.task_names if name not in targets]
     if missing:
         raise DataError(
@@ -141,25 +160,47 @@ def _check_batch(workload: Workload, split: str) -> None:
             f"they have: {', '.join(map(str, targets))}",
         )
     _check_shapes(workload, inputs, split)
-    was_training = workload.model.training
     try:
-        with torch.no_grad():
-            values = losses(workload.model.eval(), (inputs, targets), workload.tasks)
+        with evaluating(workload.model) as model:
+            predictions = predict(model, inputs, workload.tasks)
+            for task in workload.tasks:
+                _check_task(task, predictions[task.name], targets[task.name], split)
     except SecateurError:
         raise
     except Exception as error:
         raise DataError(
-            f"the model or a loss fails on the first {split} batch: {type(error).__name__}: {_first_line(error)}",
-            "call the model and the losses on that batch by hand; --debug shows the traceback",
+            f"the model, a loss or a metric fails on the first {split} batch: {_first_line(error)}",
+            "call them on that batch by hand; --debug shows the traceback",
         ) from error
-    finally:
-        workload.model.train(was_training)
-    for name, value in values.items():
-        if value.ndim != 0 or not torch.isfinite(value):
-            raise DataError(
-                f'the loss of "{name}" on the first {split} batch is {value.tolist()}',
-                "a loss is one finite number",
-            )
+
+
+def _check_task(task: Task, prediction: Any, target: Any, split: str) -> None:
+    value = task.loss(prediction, target)
+    if not isinstance(value, torch.Tensor) or value.ndim != 0 or not torch.isfinite(value):
+        raise DataError(
+            f'the loss of "{task.name}" on the first {split} batch is {_describe(value)}',
+            "a loss is one finite number, as a tensor",
+        )
+    metric = copy.deepcopy(task.metric)
+    metric.update(prediction, target)
+    float(metric.compute())
+
+
+def _first_batch(loader: Iterable[Batch], split: str) -> Batch:
+    try:
+        batches = iter(loader)
+        batch = next(batches, None)
+    except Exception as error:
+        raise DataError(
+            f"the {split} loader fails: {_first_line(error)}", "iterate over it by hand; --debug shows the traceback"
+        ) from error
+    if batches is loader:
+        raise DataError(f"the {split} loader can be read only once", "give a DataLoader or a list, not an iterator")
+    if batch is None:
+        raise DataError(f"the {split} loader yields nothing", "give it at least one batch")
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping)):
+        raise DataError(f"the {split} loader yields {_describe(batch)}", "it must yield (input, {task: target}) pairs")
+    return batch[0], batch[1]
 
 
 def _check_shapes(workload: Workload, inputs: Any, split: str) -> None:
@@ -174,11 +215,12 @@ def _check_shapes(workload: Workload, inputs: Any, split: str) -> None:
 
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {list(value.shape)}"
+        return f"a tensor of shape {list(value.shape)}" if value.ndim else f"{value.item()}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return type(value).__name__
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {line}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from secateur.core.errors import BudgetError, WorkloadError
@@ -54,7 +54,7 @@ class Task:
         return change / max(abs(before), 1e-12)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
     """A trained multi-task model with its tasks and data.
 
@@ -81,7 +81,7 @@ class Workload:
     test: Iterable[Batch]
     factory: Callable[[], nn.Module] | None = None
     reference: str | None = None
-    render: Callable[[str, Any], Any] | None = field(default=None, compare=False)
+    render: Callable[[str, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
