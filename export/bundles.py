@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import secateur.export.onnx  # noqa: F401 - registers its format
-from secateur.export import formats
 from torch import nn
 
+import secateur.export.onnx  # noqa: F401 - registers its format
 from secateur.core.bundle import Artefact, Bundle, changed_bundle
 from secateur.core.errors import ExportError
 from secateur.core.task import Workload
+from secateur.export import formats
 
 FOLDER = "artefacts"
 

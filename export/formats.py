@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from secateur.core.errors import ExportError
 
 if TYPE_CHECKING:
-    from secateur.export.parity import Parity
     from torch import nn
 
     from secateur.core.task import Workload
+    from secateur.export.parity import Parity
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from secateur.export.formats import Exported, exporter
-from secateur.export.onnx_session import OnnxModel
-from secateur.export.parity import check_parity
-from secateur.profiles.graph import module_path
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -31,13 +27,15 @@ from secateur.core.errors import ExportError
 from secateur.core.files import writing
 from secateur.core.predict import as_args, batch_size, predict
 from secateur.core.task import Task, Workload
+from secateur.export.formats import Exported, exporter
+from secateur.export.onnx_session import NAME_SCOPES, OnnxModel
+from secateur.export.parity import check_parity
+from secateur.profiles.graph import module_path
 
 OPSET = 20
 """The first opset with Gelu as one operator; ONNX Runtime reads it since 1.17."""
 INLINE_LIMIT = 2**31 - 2**24
 """Bytes of weights up to which they are stored inside the file: protobuf ends at 2 GB."""
-NAME_SCOPES = "pkg.torch.onnx.name_scopes"
-"""The node property in which torch's exporter notes the module path."""
 
 
 @exporter("onnx")

@@ -15,6 +15,9 @@ from secateur.core.errors import ExportError
 if TYPE_CHECKING:
     import torch
 
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+"""The node property in which torch's exporter notes the module path, as the text of a list."""
+
 
 def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix: Path | None = None) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU: all graph optimisations, one operator at a time.

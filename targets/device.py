@@ -1,0 +1,152 @@
+"""Device: a piece of hardware described in YAML, one file each; users bring their own in the same form.
+
+    get("cpu")               the devices of this version, from targets/devices/*.yaml
+    get("boards/mine.yaml")  any file of the user's
+
+docs/targets.md shows every key. Figures are text with a unit and say where they come from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from secateur.core.errors import DeviceError
+
+Kind = Literal["cpu", "gpu", "mobile", "fpga"]
+LARGEST_FILE = 64 * 1024
+
+_DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_BINARY = {"": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+_MILLI = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12}
+
+
+def _parse_figure(text: Any, *, unit: str, prefixes: dict[str, float]) -> float:
+    """`"34 GB/s"` → 3.4e10, for the unit `B/s` and decimal prefixes."""
+    example = next(prefix for prefix in ("G", "Gi", "m", "") if prefix in prefixes) + unit
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*?)" + re.escape(unit), text) if type(text) is str else None
+    if match is None or match[2] not in prefixes:
+        raise ValueError(f'{text!r} is not a number with a unit, such as "34 {example}"')
+    if float(match[1]) == 0:
+        raise ValueError("must be above zero")
+    return float(match[1]) * prefixes[match[2]]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Sourced(_Model):
+    source: str = Field(min_length=1)  # where the figure comes from: a data sheet, a paper, a measurement
+
+
+def _unit(unit: str, prefixes: dict[str, float]) -> BeforeValidator:
+    return BeforeValidator(partial(_parse_figure, unit=unit, prefixes=prefixes))
+
+
+class Compute(_Sourced):
+    """Peak arithmetic, in FLOP/s (1 MAC = 2 FLOPs)."""
+
+    value: Annotated[float, _unit("FLOP/s", _DECIMAL)]
+
+
+class Bandwidth(_Sourced):
+    """Memory bandwidth, in bytes per second."""
+
+    value: Annotated[float, _unit("B/s", _DECIMAL | _BINARY)]
+
+
+class Memory(_Sourced):
+    """Memory that a model may fill, in bytes."""
+
+    value: Annotated[float, _unit("B", _DECIMAL | _BINARY)]
+
+
+class Power(_Sourced):
+    """Power drawn under load, in watts."""
+
+    value: Annotated[float, _unit("W", _MILLI)]
+
+
+class Settings(_Model):
+    """How models are run when they are measured."""
+
+    threads: int | None = Field(default=None, ge=1, le=1024)  # None: all cores of this process
+    batch: int = Field(default=1, ge=1, le=65536)
+
+
+class Device(_Model):
+    """One piece of hardware and the runtime that executes models on it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9:._-]*$")
+    kind: Kind
+    title: str
+    runtime: Literal["onnxruntime"]
+    description: str = ""
+    settings: Settings = Settings()
+    compute: Compute | None = None
+    bandwidth: Bandwidth | None = None
+    memory: Memory | None = None
+    power: Power | None = None
+
+
+def get(name: str | os.PathLike[str]) -> Device:
+    """A device by name, or from a YAML file by path.
+
+    Raises:
+        DeviceError: no such device or file, or a description with a mistake; the message names file and key.
+    """
+    text = os.fspath(name)
+    if text in names():
+        return _read(Path(str(resources.files("secateur.targets.devices") / f"{text}.yaml")))
+    if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
+        return _read(Path(text))
+    raise DeviceError(f'unknown target "{text}"', f"the targets are: {', '.join(names())}; or give a YAML file")
+
+
+def all_devices() -> list[Device]:
+    """Every device that comes with this version."""
+    return [get(name) for name in names()]
+
+
+def names() -> list[str]:
+    """Names of the devices that come with this version."""
+    files = resources.files("secateur.targets.devices").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def _read(path: Path) -> Device:
+    keys = ", ".join(Device.model_fields)
+    document = _load(path)
+    if not isinstance(document, dict):
+        raise DeviceError(f"{path} holds no device description", f"it is a mapping with keys such as: {keys}")
+    try:
+        return Device.model_validate(document)
+    except ValidationError as error:
+        raise DeviceError(f"{path}: {_first_mistake(error)}", f"the keys of a device are: {keys}") from error
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """Key and reason; an unknown key comes first, since it is likelier misspelt than another one is missing."""
+    first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc']))}: {reason}"
+
+
+def _load(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise DeviceError(f"{path} is too large for a device description", f"at most {LARGEST_FILE} bytes are read")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DeviceError(f"cannot read {path}: {error.strerror}", "give the path of a device's YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DeviceError(f"{path} is not YAML: {reason}", "see docs/targets.md for an example") from error

@@ -1,0 +1,117 @@
+"""Devices: what is described in YAML is read with its units, and every mistake names file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.core.errors import DeviceError
+from secateur.targets.device import all_devices, get, names
+
+FULL = """
+name: my-board
+kind: cpu
+title: My board
+runtime: onnxruntime
+description: four cores, passively cooled
+settings: {threads: 4, batch: 2}
+compute: {value: "38.4 GFLOP/s", source: data sheet, page 3}
+bandwidth: {value: "12.8 GB/s", source: data sheet}
+memory: {value: 2GiB, source: data sheet}
+power: {value: "7.5 W", source: wall meter}
+""".replace("data sheet, page 3", '"data sheet, page 3"')
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "board.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_every_device_of_this_version_is_sound() -> None:
+    assert "cpu" in names()
+    assert [device.name for device in all_devices()] == names()
+    assert get("cpu").kind == "cpu"
+
+
+def test_a_users_own_file(tmp_path: Path) -> None:
+    device = get(write(tmp_path, FULL))
+    assert (device.name, device.settings.threads, device.settings.batch) == ("my-board", 4, 2)
+    assert device.compute is not None
+    assert device.compute.value == 38.4e9
+    assert device.compute.source == "data sheet, page 3"
+    assert device.bandwidth is not None
+    assert device.bandwidth.value == 12.8e9
+    assert device.memory is not None
+    assert device.memory.value == 2 * 2**30
+    assert device.power is not None
+    assert device.power.value == 7.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("kind: cpu", "kind: toaster", "kind"),
+        ("name: my-board", "name: ../escape", "name"),
+        ("name: my-board", "name: 7", "name"),
+        ("title: My board", "", "title"),
+        ("title: My board", "titel: My board", "titel"),
+        ("title: My board", "title: My board\ncolour: red", "colour"),
+        ("runtime: onnxruntime", "runtime: abacus", "runtime"),
+        ("threads: 4", "threads: 0", "settings.threads"),
+        ("threads: 4", 'threads: "4"', "settings.threads"),
+        ("threads: 4", "threads: true", "settings.threads"),
+        ("batch: 2", "batches: 2", "settings.batches"),
+        ("38.4 GFLOP/s", "38.4 GFLOPS", "compute.value"),
+        ("38.4 GFLOP/s", "-1 GFLOP/s", "compute.value"),
+        ("38.4 GFLOP/s", "0 GFLOP/s", "compute.value"),
+        ("38.4 GFLOP/s", "nan FLOP/s", "compute.value"),
+        ("12.8 GB/s", "12.8 Gb/s", "bandwidth.value"),
+        ('"12.8 GB/s"', "12800000000", "bandwidth.value"),
+        ("value: 2GiB, source: data sheet", "value: 2GiB", "memory.source"),
+        ("source: wall meter", 'source: ""', "power.source"),
+        ('{value: "7.5 W", source: wall meter}', "7.5", "power"),
+    ],
+)
+def test_a_mistake_names_file_and_key(old: str, new: str, key: str, tmp_path: Path) -> None:
+    assert old in FULL
+    path = write(tmp_path, FULL.replace(old, new))
+    with pytest.raises(DeviceError) as caught:
+        get(path)
+    assert caught.value.message.startswith(f"{path}: {key}: ")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"- a\n- b\n",
+        b"just text",
+        b"name: [unclosed",
+        b"\xff\xfe\x00binary\x00",
+        b"!!python/object/apply:os.system ['touch pwned']",
+        b"[" * 20_000,
+        b"x: " + b"y" * 100_000,
+        b"2026-99-99: 2026-99-99",
+    ],
+)
+def test_what_is_no_description_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(DeviceError) as caught:
+        get(path)
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_unknown_names_and_files(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match='"toaster"') as caught:
+        get("toaster")
+    assert "cpu" in caught.value.hint
+    with pytest.raises(DeviceError, match="No such file"):
+        get(tmp_path / "none.yaml")
+    with pytest.raises(DeviceError, match="cannot read"):
+        get(f"{tmp_path}/")

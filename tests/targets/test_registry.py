@@ -1,0 +1,54 @@
+"""The table of targets is honest and answers at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from secateur.core.errors import TargetUnavailableError
+from secateur.targets.device import Device, get
+from secateur.targets.registry import require, status
+
+
+def test_cpu_is_measured_and_the_rest_says_why_not() -> None:
+    table = {line.name: line for line in status()}
+    assert table["cpu"].as_json() == {
+        "name": "cpu",
+        "kind": "cpu",
+        "status": "measured",
+        "reason": None,
+        "how": None,
+    }
+    for kind in ("gpu", "mobile", "fpga"):
+        assert table[kind].status == "unavailable"
+        assert table[kind].reason
+        assert table[kind].how
+
+
+def test_without_its_runtime_cpu_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    cpu = next(line for line in status() if line.name == "cpu")
+    assert cpu.status == "unavailable"
+    assert "pip install onnxruntime" in (cpu.how or "")
+    with pytest.raises(TargetUnavailableError, match="not installed") as caught:
+        require(get("cpu"))
+    assert caught.value.exit_code == 4
+
+
+def test_a_device_without_a_backend_is_unavailable() -> None:
+    board = Device(name="board", kind="fpga", title="A board", runtime="onnxruntime")
+    with pytest.raises(TargetUnavailableError, match="no backend for fpga"):
+        require(board)
+    require(get("cpu"))
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from secateur.targets.registry import status; status();"
+        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
