@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,10 @@ METRICS = {
     "edges": ("higher", 0.701),
 }
 GAINS = {"segmentation": 0.004, "depth": -0.021, "normals": -0.006, "edges": -0.009}
-MODULES = [f"{part}.layer{stage}.{block}.conv{conv}" for part in ("encoder", "segmentation", "depth", "normals", "edges")
-           for stage in (1, 2, 3) for block in (0, 1) for conv in (1, 2)]  # fmt: skip
+MODULES = [
+    f"{part}.layer{stage}.{block}.conv{conv}"
+    for part, stage, block, conv in itertools.product(("encoder", *METRICS), (1, 2, 3), (0, 1), (1, 2))
+]
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,24 @@ def profiles(factor: float = 1.0) -> list[Profile]:
     cpu = Latency(4.21 * factor, 4.1 * factor, 4.6 * factor, 200)
     phone = Latency(3.3 * factor, 3.3 * factor, 3.3 * factor)
     return [
-        Profile("cpu", "ONNX Runtime, 1 thread", "measured", cpu, peak_memory_bytes=5_000_000, parity_max_abs=3.1e-6, layers=parts),
+        Profile(
+            "cpu",
+            "ONNX Runtime, 1 thread",
+            "measured",
+            cpu,
+            peak_memory_bytes=5_000_000,
+            parity_max_abs=3.1e-6,
+            layers=parts,
+        ),
         Profile("mobile:pixel-6", "latency model", "predicted", phone, error_pct=12.0),
-        Profile("gpu", "TensorRT", "unavailable", reason="no NVIDIA GPU on this machine", how='pip install "secateur[tensorrt]" on a machine with one'),
-    ]  # fmt: skip
+        Profile(
+            "gpu",
+            "TensorRT",
+            "unavailable",
+            reason="no NVIDIA GPU here",
+            how="run it where there is one",
+        ),
+    ]
 
 
 def samples(number: int = 6, side: int = 64) -> list[Sample]:
@@ -202,17 +219,32 @@ def hostile(text: str) -> Report:
     task = TaskEntry(name=text, better="higher")
     point = Point(weights="w", channels="c", costs=costs(0.4), metrics={text: 0.5}, delta_mtl=-1.0)
     picture = np.zeros((4, 4, 3), np.uint8)
+    curve = [{"ratio": 0.5, "loss_ratio": {text: 1.01}, "accepted": True}]
+    parts = (LayerProfile(text, text, latency_ms=1),)
     return Report(
         title=text,
         manifest=manifest(
-            workload=text, reference=text, method=text, command=text, tolerance=f"1%, {text}=2%", tasks=[task],
-            metrics_before={text: 0.6}, points=[point, point], chosen=1, budget_met=False, misses=[text], budget=[text],
-            settings={text: text}, versions={text: text}, machine={text: text}, created=text,
+            workload=text,
+            reference=text,
+            method=text,
+            command=text,
+            tolerance=text,
+            tasks=[task],
+            metrics_before={text: 0.6},
+            points=[point, point],
+            chosen=1,
+            budget_met=False,
+            misses=[text],
+            budget=[text],
+            settings={text: text},
+            versions={text: text},
+            machine={text: text},
+            created=text,
             artefacts=[Artefact(format=text, path=text, max_abs=0, mean_abs=0, metrics={text: 0.5}, samples=1)],
         ),
         history={
             "groups": [{"name": text, "prunable": False, "why_not": text}],
-            "decisions": [decision(0, 0, text) | {"curve": [{"ratio": 0.5, "loss_ratio": {text: 1.01}, "accepted": True}]}],
+            "decisions": [decision(0, 0, text) | {"curve": curve}],
             "fine_tuning": [{"round": 0, "epoch": epoch, "loss": 1.0, "tasks": {text: 1.0}} for epoch in range(2)],
             "order": text,
             "lambda": 1.0,
@@ -220,9 +252,9 @@ def hostile(text: str) -> Report:
         layers_before=[LayerCost(text, text, 100)],
         layers_after=[LayerCost(text, text, 50)],
         profiles=[
-            Profile(text, text, "measured", Latency(1, 1, 1), layers=(LayerProfile(text, text, latency_ms=1),)),
+            Profile(text, text, "measured", Latency(1, 1, 1), layers=parts),
             Profile(text, text, "unavailable", reason=text, how=text),
         ],
-        profiles_before=[Profile(text, text, "measured", Latency(2, 2, 2), layers=(LayerProfile(text, text, latency_ms=2),))],
+        profiles_before=[Profile(text, text, "measured", Latency(2, 2, 2), layers=parts)],
         samples=[Sample(picture, {text: {"label": picture, "before": picture, "after": picture}})],
-    )  # fmt: skip
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ def _domain(rows: list[TaskChange]) -> tuple[float, float]:
     return low - air, high + air
 
 
-def _mark(row: TaskChange, place: Any) -> dict[str, float | None]:
+def _mark(row: TaskChange, place: Callable[[float], float]) -> dict[str, float | None]:
     """Positions along the chart in percent of its width."""
     gain = row.gain or 0.0
     left, right = sorted((place(0), place(gain)))

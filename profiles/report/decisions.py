@@ -82,7 +82,7 @@ def prepare_tuning(report: Report) -> dict[str, Any] | None:
 def sparkline(curve: Sequence[Mapping[str, Any]], tau: float | None) -> Sparkline | None:
     """The loss curve of one decision, sorted by the share removed (a bisection tries them out of order)."""
     tried = sorted((entry for entry in curve if entry.get("loss_ratio")), key=lambda entry: entry["ratio"])
-    worst = [max(entry["loss_ratio"].values()) for entry in tried]
+    worst: list[float] = [max(entry["loss_ratio"].values()) for entry in tried]
     if not worst:
         return None
     bound = 1 + (tau or 0.0)

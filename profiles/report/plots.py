@@ -12,7 +12,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, ACCENT, WARN = "#010101", "#020202", "#030303", "#040404", "#050505"
 _THEME = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", WARN: "--warn"}
 _INCHES = (4.0, 2.6)  # at 72 points: 288 × 187, so that text stays legible on a phone
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "secateur",  # the same plot gives the same bytes
     "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
