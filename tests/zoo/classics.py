@@ -180,7 +180,7 @@ def densenet_small() -> Example:
 
 
 @register
-def densenet121(size: int = 32) -> Example:
+def densenet121(size: int = 16) -> Example:
     """The depths and the growth of DenseNet-121; the stem of its CIFAR version, which keeps the image's size."""
     return densenet(32, (6, 12, 24, 16), 64, 1000), image(size=size, batch=1)
 
