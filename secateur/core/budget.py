@@ -145,11 +145,15 @@ def human_count(value: float) -> str:
 
 def _items(text: object, what: str, example: str) -> list[str]:
     """The single budgets or drops in a text, or in several."""
-    parts = [] if text is None else [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
+    if text is None:
+        return []
+    parts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
+    items: list[str] = []
     for part in parts:
         if not isinstance(part, str):
             raise BudgetError(f"a {what} is text, not {part!r}", f"for example: {example}")
-    return [item for part in parts for item in part.split(",") if item.strip()]
+        items += [item for item in part.split(",") if item.strip()]
+    return items
 
 
 def _parse_limit(text: str) -> Limit:
