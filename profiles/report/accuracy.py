@@ -36,7 +36,7 @@ class TaskChange:
     def words(self) -> str:
         if self.gain is None:
             return "not measured"
-        verb = "improved by" if self.gain > 0 else "dropped by"
+        verb = "better by" if self.gain > 0 else "worse by"
         change = "unchanged" if self.gain == 0 else f"{verb} {units.percent(self.gain)}"
         if self.allowed is None:
             return change

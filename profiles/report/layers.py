@@ -16,17 +16,29 @@ FEWEST = 6  # below this, modules say too little and the largest layers are show
 
 @dataclass(frozen=True)
 class Bar:
-    """One line: a layer, a module or the rest, with its figures and their share of the longest bar in percent."""
+    """One line: a layer, a module or the rest, with its figures and their share of the longest bar in percent.
+
+    The rest has no widths: it would dwarf the layers that are shown.
+    """
 
     name: str
     before: float
     after: float
-    before_width: float
-    after_width: float
+    before_width: float | None = None
+    after_width: float | None = None
 
     @property
     def change(self) -> float | None:
         return units.relative(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """The bar of every layer, how layers were put together in words, and the name of the bar that sums the rest."""
+
+    bar_of: dict[str, str]
+    words: str = ""
+    rest: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,25 +58,25 @@ def prepare(report: Report) -> dict[str, Any] | None:
     return {"charts": charts} if charts else None
 
 
-def fold(names: Iterable[str], weights: Mapping[str, float], limit: int = LIMIT) -> tuple[dict[str, str], str]:
-    """Name of the bar for every layer, and how they were put together in words.
+def fold(names: Iterable[str], weights: Mapping[str, float], limit: int = LIMIT) -> Folding:
+    """Put layers together so that at most `limit` bars (and the rest) are left.
 
     The deepest level of modules with at most `limit` bars wins; where modules are too few, the `limit` largest
     layers of the next level stand alone and the rest is summed.
     """
     layers = list(names)
     if len(layers) <= limit:
-        return {name: name for name in layers}, ""
+        return Folding({name: name for name in layers})
     depth = max(name.count(".") + 1 for name in layers)
     while depth > 1 and len({_module(name, depth) for name in layers}) > limit:
         depth -= 1
     modules = len({_module(name, depth) for name in layers})
     if FEWEST <= modules <= limit:
-        return {name: _module(name, depth) for name in layers}, f"{len(layers)} layers, summed by module"
+        return Folding({name: _module(name, depth) for name in layers}, f"{len(layers)} layers, summed by module")
     return _largest(layers, weights, limit, depth if modules > limit else depth + 1)
 
 
-def _largest(layers: list[str], weights: Mapping[str, float], limit: int, depth: int) -> tuple[dict[str, str], str]:
+def _largest(layers: list[str], weights: Mapping[str, float], limit: int, depth: int) -> Folding:
     totals: dict[str, float] = {}
     for name in layers:
         module = _module(name, depth)
@@ -72,28 +84,30 @@ def _largest(layers: list[str], weights: Mapping[str, float], limit: int, depth:
     top = set(sorted(totals, key=lambda module: -totals[module])[:limit])
     rest = f"{len(totals) - len(top)} others"
     bars = {name: module if (module := _module(name, depth)) in top else rest for name in layers}
-    return bars, f"{len(layers)} layers: the {limit} largest, the rest summed"
+    return Folding(bars, f"{len(layers)} layers: the {limit} largest, the rest summed", rest)
 
 
 def chart(title: str, unit: str, before: Mapping[str, float], after: Mapping[str, float]) -> Chart:
-    """Bars of one quantity of every layer, in the model's order; layers without any are left out."""
+    """Bars of one quantity of every layer, in the model's order, the rest last; layers without any are left out."""
     names = [name for name in {**before, **after} if before.get(name, 0) or after.get(name, 0)]
-    bar_of, folded = fold(names, {name: max(before.get(name, 0), after.get(name, 0)) for name in names})
-    bars = _bars(bar_of, before, after)
-    return Chart(title, unit, bars, folded, _bars({name: name for name in names}, before, after) if folded else [])
+    folding = fold(names, {name: max(before.get(name, 0), after.get(name, 0)) for name in names})
+    every = _bars(Folding({name: name for name in names}), before, after) if folding.words else []
+    return Chart(title, unit, _bars(folding, before, after), folding.words, every)
 
 
-def _bars(bar_of: Mapping[str, str], before: Mapping[str, float], after: Mapping[str, float]) -> list[Bar]:
+def _bars(folding: Folding, before: Mapping[str, float], after: Mapping[str, float]) -> list[Bar]:
     sums: dict[str, tuple[float, float]] = {}
-    for name, bar in bar_of.items():
+    for name, bar in folding.bar_of.items():
         old, new = sums.get(bar, (0.0, 0.0))
         sums[bar] = old + before.get(name, 0), new + after.get(name, 0)
+    rest = sums.pop(folding.rest, None)
     longest = max((max(pair) for pair in sums.values()), default=0) or 1
 
     def width(value: float) -> float:
         return round(100 * value / longest, 2)
 
-    return [Bar(name, old, new, width(old), width(new)) for name, (old, new) in sums.items()]
+    bars = [Bar(name, old, new, width(old), width(new)) for name, (old, new) in sums.items()]
+    return bars if rest is None else [*bars, Bar(folding.rest, *rest)]
 
 
 def _flops(report: Report) -> Chart | None:
