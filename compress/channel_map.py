@@ -41,7 +41,9 @@ class ChannelMap:
         names = _aliases(model)
         for name, shape in self.shapes.items():
             if name not in names:
-                raise BundleError(f'the model has no parameter "{name}"', "load the bundle with the class it was made from")
+                raise BundleError(
+                    f'the model has no parameter "{name}"', "load the bundle with the class it was made from"
+                )
             found = tuple(_get(model, name).shape)
             if found != shape:
                 raise BundleError(

@@ -5,4 +5,15 @@ from secateur.compress.dataflow.groups import ChannelGroup, Keep, Member
 from secateur.compress.dataflow.rules import Labels, Op, rule
 from secateur.compress.dataflow.trace import from_graphs, trace
 
-__all__ = ["ChannelGroup", "ChannelGroups", "Keep", "Labels", "MaskedModel", "Member", "Op", "from_graphs", "rule", "trace"]
+__all__ = [
+    "ChannelGroup",
+    "ChannelGroups",
+    "Keep",
+    "Labels",
+    "MaskedModel",
+    "Member",
+    "Op",
+    "from_graphs",
+    "rule",
+    "trace",
+]

@@ -27,6 +27,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         model: the traced module; never changed, unless `cut(..., inplace=True)`.
         graphs: its evaluation-mode graphs, one per call that its tasks need.
         dead: topmost paths of modules that no output in evaluation mode depends on.
+        trains: whether training mode could be traced too, so that auxiliary heads are cut along.
     """
 
     def __init__(
@@ -37,9 +38,14 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         components: Components,
         groups: Groups,
         dead: tuple[str, ...],
+        trains: bool,
     ) -> None:
         self.model, self.graphs, self.labels, self.components = model, tuple(graphs), labels, components
-        self.groups, self.dead = groups, dead
+        self.groups, self.dead, self.trains = groups, dead, trains
+
+    def with_groups(self, groups: Groups) -> ChannelGroups:
+        """The same trace with other groups."""
+        return ChannelGroups(self.model, self.graphs, self.labels, self.components, groups, self.dead, self.trains)
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return self.groups[name]

@@ -7,7 +7,7 @@ the widths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from secateur.compress.dataflow.channel_groups import ChannelGroups
+from secateur.compress.dataflow.space import Channels
 from secateur.core.costs import Costs
 from secateur.profiles.count import peak_activation_bytes
 from secateur.profiles.graph import shape
@@ -43,25 +44,28 @@ class CostModel:
         self._groups, self._batch = groups, batch
         self.names = tuple(group.name for group in groups.prunable)
         self.full = np.array([group.channels for group in groups.prunable], dtype=np.float64)
-        self._group_of = np.full(len(groups.components.of), -1, dtype=np.int64)
-        for position, group in enumerate(groups.prunable):
-            self._group_of[group.components] = position
-        self._sizes: list[tuple[float, Floats]] = [(1.0, np.zeros(len(self.names)))]
-        self._row_of: dict[tuple[object, int], int] = {}
-        self._macs = self._products([term for graph in groups.graphs for term in self._mac_rows(graph.compute)])
-        self._params = self._products(list(self._parameter_rows()))
-        self._activations = {
-            node: self._products([self._tensor_rows(node)]) for graph in groups.graphs for node in graph.compute
-            if isinstance(node.meta.get("val"), Tensor)
-        }
-        self._fixed = np.array([fixed for fixed, _ in self._sizes])
-        self._slopes = np.stack([slope for _, slope in self._sizes])
+        self._table = _SizeTable(groups)
+        state = groups.model.state_dict(keep_vars=True)
+        trainable = dict(groups.model.named_parameters())
+        self._state_bytes = np.array([float(tensor.element_size()) for tensor in state.values()])
+        self._state = _products([self._table.tensor(name, tensor) for name, tensor in state.items()])
+        self._params = _products([self._table.tensor(name, tensor) for name, tensor in trainable.items()])
+        self._macs = _products(
+            [row for graph in groups.graphs for node in graph.compute for row in self._mac_rows(node)]
+        )
+        self._outputs = [
+            {node: row for row, node in enumerate(n for n in graph.compute if isinstance(n.meta.get("val"), Tensor))}
+            for graph in groups.graphs
+        ]
+        self._activations = [_products([self._table.node(node) for node in found]) for found in self._outputs]
+        self._fixed, self._slopes = self._table.arrays()
 
     def widths(self, kept: Mapping[str, int]) -> Floats:
         """The vector of widths for a choice of channel counts; groups that are not named are whole."""
         return np.array([kept.get(name, full) for name, full in zip(self.names, self.full, strict=True)])
 
     def flops(self, widths: Floats) -> float:
+        """FLOPs per sample."""
         return 2 * float(self._macs.terms(self._at(widths)).sum()) / self._batch
 
     def params(self, widths: Floats) -> float:
@@ -70,42 +74,91 @@ class CostModel:
     def costs(self, widths: Floats) -> Costs:
         """All static costs; the same figures that profiles.count gives for the cut model."""
         sizes = self._at(widths)
-        params = round(float(self._params.terms(sizes).sum()))
-        weights = sum(self._state_bytes(sizes))
+        weights = round(float(self._state.terms(sizes) @ self._state_bytes))
         peak = max(
-            peak_activation_bytes(graph, lambda node: self._bytes(node, sizes)) for graph in self._groups.graphs
+            peak_activation_bytes(graph, _bytes_of(rows, products.terms(sizes)))
+            for graph, rows, products in zip(self._groups.graphs, self._outputs, self._activations, strict=True)
         )
-        return Costs(round(self.flops(widths)), params, round(peak / self._batch) + weights, weights)
+        flops, params = round(self.flops(widths)), round(float(self._params.terms(sizes).sum()))
+        return Costs(flops, params, round(peak / self._batch) + weights, weights)
 
     def _at(self, widths: Floats) -> Floats:
         return self._fixed + self._slopes @ widths
 
-    def _bytes(self, node: Node, sizes: Floats) -> int:
+    def _mac_rows(self, node: Node) -> list[_Row]:
+        return [
+            (float(term.constant), [self._table.node_dim(*factor) for factor in term.factors])
+            for term in mac_terms(node)
+        ]
+
+
+_Row = tuple[float, list[int]]
+
+
+def _products(rows: list[_Row]) -> _Products:
+    longest = max((len(factors) for _, factors in rows), default=0)
+    padded = np.zeros((len(rows), longest), dtype=np.int64)
+    for line, (_, factors) in zip(padded, rows, strict=True):
+        line[: len(factors)] = factors
+    return _Products(np.array([constant for constant, _ in rows]), padded)
+
+
+def _bytes_of(rows: Mapping[Node, int], counts: Floats) -> Callable[[Node], int]:
+    def bytes_of(node: Node) -> int:
         value = node.meta["val"]
-        products = self._activations.get(node)
-        count = float(products.terms(sizes).sum()) if products else value.numel()
-        return round(count) * value.element_size()
+        return int((round(counts[rows[node]]) if node in rows else value.numel()) * value.element_size())
 
-    def _row(self, key: tuple[object, int], size: int, channels: NDArray[np.int64] | None) -> int:
-        if key not in self._row_of:
-            slope = np.zeros(len(self.names))
-            if channels is not None:
-                positions = self._group_of[self._groups.components.of[channels]]
-                found, counts = np.unique(positions[positions >= 0], return_counts=True)
-                slope[found] = counts / self.full[found]
-            self._row_of[key] = len(self._sizes)
-            self._sizes.append((size - float(slope @ self.full), slope))
-        return self._row_of[key]
+    return bytes_of
 
-    def _node_row(self, node: Node, dim: int) -> int:
-        labels = self._groups.labels.get(node, {})
+
+class _SizeTable:
+    """Rows `size = fixed + slope · widths`, one per distinct dimension; row 0 is the constant 1."""
+
+    def __init__(self, groups: ChannelGroups) -> None:
+        self._labels, self._components = groups.labels, groups.components.of
+        self._full = np.array([group.channels for group in groups.prunable], dtype=np.float64)
+        self._rows: list[tuple[float, Floats]] = [(1.0, np.zeros(len(self._full)))]
+        self._seen: dict[object, int] = {}
+        self._group_of = np.full(len(self._components), -1, dtype=np.int64)
+        self._members: dict[tuple[str, int], dict[int, int]] = {}
+        for position, group in enumerate(groups.prunable):
+            self._group_of[group.components] = position
+            for member in group.members:
+                self._members.setdefault((member.parameter, member.dim), {})[position] = member.index.shape[1]
+
+    def arrays(self) -> tuple[Floats, Floats]:
+        fixed, slopes = zip(*self._rows, strict=True)
+        return np.array(fixed), np.stack(slopes)
+
+    def tensor(self, name: str, tensor: Tensor) -> _Row:
+        """The number of elements of a parameter or buffer."""
+        return 1.0, [self._member_row(name, dim, size) for dim, size in enumerate(tensor.shape)]
+
+    def node(self, node: Node) -> _Row:
+        """The number of elements of a call's result."""
+        return 1.0, [self.node_dim(node, dim) for dim in range(len(shape(node)))]
+
+    def node_dim(self, node: Node, dim: int) -> int:
+        labels = self._labels.get(node, {})
         channels = labels.get(dim) if isinstance(labels, dict) else None
-        return self._row((node, dim), shape(node)[dim], channels)
+        if channels is None:
+            return self._row(shape(node)[dim], shape(node)[dim], {})
+        return self._row((node, dim), shape(node)[dim], self._multiples(channels))
 
-    def _mac_rows(self, nodes: tuple[Node, ...]):  # type: ignore[no-untyped-def]
-        for node in nodes:
-            for term in mac_terms(node):
-                yield float(term.constant), [self._node_row(*factor) for factor in term.factors]
+    def _multiples(self, channels: Channels) -> dict[int, float]:
+        positions = self._group_of[self._components[channels]]
+        found, counts = np.unique(positions[positions >= 0], return_counts=True)
+        return {int(g): count / self._full[g] for g, count in zip(found, counts, strict=True)}
 
-    def _tensor_rows(self, node: Node) -> tuple[float, list[int]]:
-        return 1.0, [self._node_row(node, dim) for dim in range(len(shape(node)))]
+    def _member_row(self, name: str, dim: int, size: int) -> int:
+        multiples = self._members.get((name, dim))
+        return self._row((name, dim) if multiples else size, size, dict(multiples or {}))
+
+    def _row(self, key: object, size: int, multiples: Mapping[int, float]) -> int:
+        if key not in self._seen:
+            slope = np.zeros(len(self._full))
+            for position, multiple in multiples.items():
+                slope[position] = multiple
+            self._seen[key] = len(self._rows)
+            self._rows.append((size - float(slope @ self._full), slope))
+        return self._seen[key]

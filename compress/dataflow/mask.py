@@ -70,7 +70,8 @@ class Masked:
             return self.replay.execute(node, args, kwargs)
         operands, result = dims
         kept = {
-            used: {dim: _kept(components, gone) for dim, components in found.items()} for used, found in operands.items()
+            used: {dim: _kept(components, gone) for dim, components in found.items()}
+            for used, found in operands.items()
         }
         if all(index is None for found in kept.values() for index in found.values()):
             return self.replay.execute(node, args, kwargs)

@@ -99,7 +99,7 @@ class Replay:
             args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = call(node, args, kwargs) if call else self._functions[node](*args, **kwargs)
             for done in self._last_use.get(node, ()):
-                if done not in kept and (cached is None or done not in cached):
+                if done not in kept:
                     values.pop(done, None)
         return [values[node] for node in self.graph.outputs], {node: values[node] for node in kept}
 

@@ -19,17 +19,19 @@ from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Index, Member, Role
 from secateur.compress.dataflow.rules import Op, find_rule, refuse
 from secateur.compress.dataflow.space import Channels, Components, Space
+from secateur.compress.dataflow.trial import settle
 from secateur.core.errors import ModelError
 from secateur.profiles.graph import Graph, capture_tasks, op_name, shape
 
 
-def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = ()) -> ChannelGroups:
+def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bool = True) -> ChannelGroups:
     """Find the channel groups of a model.
 
     Args:
         model: any module that torch.export can trace; not changed.
         inputs: one batch as the model takes it: a tensor or a tuple of tensors.
         tasks: names of the tasks, needed when the model is called as `forward(x, task)`.
+        trial: cut a copy of the model to find the groups whose sizes the model's own code fixes.
 
     Raises:
         ModelError: when the model cannot be traced in evaluation mode.
@@ -39,7 +41,8 @@ def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = ()) -> ChannelGr
     """
     tasks = tuple(tasks)
     graphs = capture_tasks(model, inputs, tasks)
-    return from_graphs(model, graphs, _training_graphs(model, inputs, tasks))
+    groups = from_graphs(model, graphs, _training_graphs(model, inputs, tasks))
+    return settle(groups, inputs, tasks) if trial else groups
 
 
 def _training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> list[Graph]:
@@ -56,7 +59,8 @@ def from_graphs(model: nn.Module, graphs: Sequence[Graph], training: Sequence[Gr
     for graph in (*graphs, *training):
         flow.walk(graph)
     components = flow.space.components()
-    return ChannelGroups(model, graphs, flow.labels, components, _groups(flow, components), _dead(graphs, training, model))
+    groups, dead = _groups(flow, components), _dead(graphs, model)
+    return ChannelGroups(model, graphs, flow.labels, components, groups, dead, bool(training))
 
 
 class Flow:
@@ -131,7 +135,7 @@ class Flow:
             )
 
 
-def _dead(graphs: Sequence[Graph], training: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:
+def _dead(graphs: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:
     """Modules with parameters of which no output in evaluation mode depends on any: topmost paths."""
     used = {name for graph in graphs for node, name in graph.state.items() if node in graph.live}
     aliases = _aliases(model)

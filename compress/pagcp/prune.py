@@ -1,0 +1,185 @@
+"""PAGCP: performance-aware global channel pruning to a budget, every task within its own tolerance.
+
+    rounds of { trace → sequences under the oracle until the round's share of the budget is met → cut → fine-tune }
+
+Each round ends in one point of the Pareto front. Ye et al., T-PAMI 2023 (arXiv 2303.11923); `Settings.published()`
+runs one sequence as published. What differs otherwise is said in docs/pagcp.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.compress.channel_map import ChannelMap
+from secateur.compress.compressed import Compressed, CompressedPoint
+from secateur.compress.finetune import Recipe, finetune
+from secateur.compress.journal import Journal
+from secateur.compress.pagcp import saliency
+from secateur.compress.pagcp.round import Record, Round
+from secateur.compress.pagcp.settings import Settings
+from secateur.core.budget import Budget, Limit, Tolerance, figure
+from secateur.core.costs import Costs
+from secateur.core.errors import BudgetError
+from secateur.core.predict import check, evaluate
+from secateur.core.seeds import seed_everything
+from secateur.core.task import Workload, delta_mtl
+from secateur.profiles.count import count
+
+STATIC_KINDS = ("flops", "params", "memory", "size")
+
+
+def prune(
+    workload: Workload,
+    budget: Budget,
+    tolerance: Tolerance | None = None,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    state: Path | None = None,
+    resume: bool = False,
+) -> Compressed:
+    """Prune a workload's model to a budget. The workload's own model is not changed.
+
+    Args:
+        budget: limits on flops, params, memory or size; may be empty with `Settings.published()`.
+        tolerance: allowed relative drop of each task's metric: it scales each task's share of the oracle's criterion,
+            and is checked on the test split at the end.
+        state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result.
+
+    Raises:
+        BudgetError, ModelError, DataError: wrong input, found before any long work.
+    """
+    started = time.monotonic()
+    run = _Run(workload, budget, tolerance or Tolerance(), settings or Settings(), seed)
+    journal = Journal(state, run.identity(), resume=resume)
+    points, before, metrics_before = run.points(journal)
+    result = Compressed(
+        workload, "pagcp", budget, run.tolerance, points, len(points) - 1, before, metrics_before,
+        run.misses(points[-1], before, metrics_before), run.history(), dict(vars(run.record.spent)),
+        run.settings.as_json(), seed, time.monotonic() - started,
+    )  # fmt: skip
+    journal.close()
+    return result
+
+
+class _Run:
+    def __init__(self, workload: Workload, budget: Budget, tolerance: Tolerance, settings: Settings, seed: int) -> None:
+        self.workload, self.budget, self.tolerance, self.settings, self.seed = (
+            workload, budget, tolerance, settings, seed,
+        )  # fmt: skip
+        self.record = Record()
+        self.curves: list[dict[str, Any]] = []
+        tolerance.check(workload.task_names)
+        saliency.find(settings.saliency)
+        _check_budget(budget, settings)
+        check(workload)
+
+    def points(self, journal: Journal) -> tuple[list[CompressedPoint], Costs, dict[str, float]]:
+        """All rounds: (points from large to small, costs before, metrics before)."""
+        workload = self.workload
+        before = count(workload.model, workload.example_input, workload.task_names).costs
+        metrics_before = self._metrics(journal, "before", workload.model)
+        model, channels, points = copy.deepcopy(workload.model).eval(), ChannelMap(), list[CompressedPoint]()
+        for number in range(self.settings.rounds):
+            one = Round(model, workload, self.settings, self._strictness(), journal, self.record, number)
+            cut = one.prune(self._target(number), before)
+            channels = channels.then(cut)
+            cut.apply(model)
+            self._finetune(journal, model, number)
+            metrics = self._metrics(journal, f"round{number}/metrics", model)
+            costs = count(model, workload.example_input, workload.task_names).costs
+            delta = delta_mtl(workload.tasks, metrics_before, metrics)
+            points.append(CompressedPoint(copy.deepcopy(model), channels, costs, metrics, delta))
+        return points, before, metrics_before
+
+    def _target(self, number: int) -> list[Limit]:
+        """A round's limits: geometric steps from the original to the budget."""
+        before = count(self.workload.model, self.workload.example_input, self.workload.task_names).costs
+        share = (number + 1) / self.settings.rounds
+        return [_eased(limit, figure(limit.kind, before, before)[1], share) for limit in self.budget.limits]
+
+    def _strictness(self) -> dict[str, float]:
+        """Each task's factor on τ: its tolerance over the mean tolerance. Equal ones give the published rule."""
+        drops = {name: self.tolerance.of(name) for name in self.workload.task_names}
+        mean = sum(drops.values()) / len(drops)
+        return {name: drop / mean if mean else 1.0 for name, drop in drops.items()}
+
+    def _finetune(self, journal: Journal, model: nn.Module, number: int) -> None:
+        settings = self.settings
+        seed_everything(self.seed, number)
+        recipe = Recipe(
+            _epochs(settings.epochs, settings.rounds)[number], settings.lr, settings.weight_decay,
+            settings.distillation, settings.clip,
+        )  # fmt: skip
+        label = f"round{number}/finetune"
+        for entry in finetune(
+            model, self.workload, recipe, seed=self.seed + 1000 * number, label=label, journal=journal
+        ):
+            self.curves.append({"round": number, **entry})
+
+    def _metrics(self, journal: Journal, key: str, model: nn.Module) -> dict[str, float]:
+        return journal.step(
+            key, lambda: evaluate(model, self.workload.test, self.workload.tasks, "evaluating"), dict, dict
+        )
+
+    def misses(self, point: CompressedPoint, before: Costs, metrics_before: Mapping[str, float]) -> list[str]:
+        """What of budget and tolerance does not hold."""
+        found = self.budget.misses(point.costs, before)
+        for task in self.workload.tasks:
+            change = task.relative_change(metrics_before[task.name], point.metrics[task.name])
+            if -change > self.tolerance.of(task.name) + 1e-9:
+                found.append(
+                    f"{task.name}: {100 * change:+.2f}% where a drop of {100 * self.tolerance.of(task.name):g}% is allowed"
+                )
+        return found
+
+    def history(self) -> dict[str, Any]:
+        record = self.record
+        return {
+            "groups": record.groups,
+            "sequences": record.sequences,
+            "decisions": record.decisions,
+            "fine_tuning": self.curves,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run another run: everything that its result depends on."""
+        digest = hashlib.sha256()
+        for name, tensor in self.workload.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return {
+            "method": "pagcp", "budget": str(self.budget), "drop": str(self.tolerance), "seed": self.seed,
+            "settings": self.settings.as_json(), "model": digest.hexdigest(),
+        }  # fmt: skip
+
+
+def _check_budget(budget: Budget, settings: Settings) -> None:
+    for limit in budget.limits:
+        if limit.kind not in STATIC_KINDS:
+            raise BudgetError(
+                f"this version does not prune to a budget on {limit.kind}",
+                f"give one on {', '.join(STATIC_KINDS)}; `secateur select` then chooses among the points by {limit.kind}",
+            )
+    if not budget and settings.stop_at_budget:
+        raise BudgetError("no budget is given", 'for example: --budget "flops<=40%", or --paper for the published run')
+
+
+def _eased(limit: Limit, original: float, share: float) -> Limit:
+    fraction = min(limit.absolute(original) / original, 1.0)
+    return replace(limit, value=fraction**share, relative=True)
+
+
+def _epochs(total: int, rounds: int) -> list[int]:
+    """Epochs of each round: the last one, which is what most people take, gets twice the share of the others."""
+    share = total // (rounds + 1)
+    return [share] * (rounds - 1) + [total - share * (rounds - 1)]

@@ -1,0 +1,200 @@
+"""One round of PAGCP: sequences over the groups of one model until the round's target is met; the answer is a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.compress.channel_map import ChannelMap
+from secateur.compress.dataflow import trace
+from secateur.compress.dataflow.costs import CostModel, Floats
+from secateur.compress.journal import Journal
+from secateur.compress.pagcp import saliency
+from secateur.compress.pagcp.oracle import Oracle, Spent, calibration_batches
+from secateur.compress.pagcp.sequence import Decision, Kept, Sequence, keep_best
+from secateur.compress.pagcp.settings import Settings
+from secateur.core.budget import Limit, figure
+from secateur.core.costs import Costs
+from secateur.core.errors import ModelError
+from secateur.core.predict import batch_size, losses
+from secateur.core.progress import bar
+from secateur.core.task import Batch, Workload
+
+T = TypeVar("T")
+
+
+@dataclass
+class Record:
+    """What a run leaves for the report: groups, decisions in order, and what the oracle spent."""
+
+    spent: Spent = field(default_factory=Spent)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    sequences: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Round:
+    """Prunes one model; finished decisions are kept in the journal under `round<number>/`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        workload: Workload,
+        settings: Settings,
+        strictness: Mapping[str, float],
+        journal: Journal,
+        record: Record,
+        number: int,
+    ) -> None:
+        self._settings, self._strictness, self._journal, self._record = settings, strictness, journal, record
+        self._number = number
+        batches = calibration_batches(workload.calibration, settings.calibration_samples)
+        self._groups = trace(model, batches[0][0], workload.task_names)
+        if not self._groups.prunable:
+            raise ModelError("no channel of the model can be removed", "secateur inspect shows why, group by group")
+        self._oracle = Oracle(self._groups, batches, workload.tasks, settings.cache_limit, record.spent)
+        self._costs = CostModel(self._groups, batch_size(batches[0][0]))
+        self._criterion = saliency.find(settings.saliency)
+        needs_gradient = settings.saliency in saliency.NEEDS_GRADIENT
+        self._gradients = gradients(model, batches, workload) if needs_gradient else None
+        if not record.groups:
+            record.groups = describe_groups(self._groups, self._costs)
+
+    def prune(self, target: list[Limit], before: Costs) -> ChannelMap:
+        """Sequences until the target is met, or nothing more can go; a sequence without effect doubles τ0."""
+        met = Target(target, before, self._costs).met
+        kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
+        tau = self._settings.local_tolerance
+        for attempt in range(self._settings.max_passes):
+            label = f"round{self._number}/pass{attempt}"
+            base = self._step(f"{label}/base", lambda kept=kept: self._oracle.losses(kept), dict, dict)
+            sequence = Sequence(
+                self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base, met,
+                self._gradients,
+            )  # fmt: skip
+            if sequence.done:
+                break
+            fresh = self._sequence(sequence, tau, attempt)
+            if all(len(fresh[name]) == len(kept[name]) for name in kept):
+                tau *= 2
+            kept = fresh
+        return self._groups.channel_map(kept)
+
+    def _sequence(self, sequence: Sequence, tau: float, attempt: int) -> Kept:
+        """One sequence and its filter. When the budget was met on the way, everything up to there is kept."""
+        before = dict(sequence.kept)
+        plan, scale = sequence.plan()
+        label = f"round{self._number}/pass{attempt}"
+        self._record.sequences.append(
+            {"round": self._number, "pass": attempt, "lambda": scale, "tau": tau, "order": plan}
+        )
+        with bar(f"round {self._number + 1}, pass {attempt + 1}:", len(plan)) as progress:
+            for name in plan:
+                if sequence.done:
+                    break
+                progress.note(name)
+                decision = self._step(
+                    f"{label}/{name}", lambda name=name, tau=tau: sequence.decide(name, tau),
+                    Decision.as_json, Decision.from_json,
+                )  # fmt: skip
+                sequence.apply(decision)
+                tau *= scale
+                progress.advance()
+        best = keep_best(sequence.decisions, self._settings.keep_share, before, sequence.costs)
+        passed = {decision.group for decision in sequence.decisions if sequence.done or decision.group in best}
+        for decision in sequence.decisions:
+            self._record.decisions.append(_line(decision, self._number, attempt, decision.group in passed))
+        return before | {name: sequence.kept[name] for name in passed}
+
+    def _step(self, key: str, compute: Callable[[], T], encode: Callable[[T], Any], decode: Callable[[Any], T]) -> T:
+        """A journalled step that also remembers what the oracle had spent after it."""
+        spent = self._record.spent
+
+        def restore(document: Any) -> T:
+            vars(spent).update(document["spent"])
+            return decode(document["result"])
+
+        return self._journal.step(
+            key, compute, lambda result: {"result": encode(result), "spent": dict(vars(spent))}, restore
+        )
+
+
+class Target:
+    """Limits of a round, judged on the analytic costs of given widths."""
+
+    def __init__(self, limits: list[Limit], before: Costs, costs: CostModel) -> None:
+        self._limits, self._before, self._costs = limits, before, costs
+
+    def met(self, widths: Floats) -> bool:
+        """Whether every limit holds; the dear figures are computed only when the cheap ones hold."""
+        if not self._limits:
+            return False
+        if any(limit.kind == "flops" and self._costs.flops(widths) > self._allowed(limit) for limit in self._limits):
+            return False
+        now = self._costs.costs(widths)
+        return all(figure(limit.kind, now, self._before)[0] <= self._allowed(limit) for limit in self._limits)
+
+    def _allowed(self, limit: Limit) -> float:
+        return limit.absolute(figure(limit.kind, self._before, self._before)[1])
+
+
+def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:
+    """The groups as the report and `inspect` list them; `flops_share` is the share of the model's FLOPs that would
+    go with the whole group (all but one channel)."""
+    whole = costs.widths({})
+    total = max(costs.flops(whole), 1e-12)
+    return [
+        {
+            "name": group.name,
+            "channels": group.channels,
+            "prunable": group.prunable,
+            "why_not": group.why_not,
+            "members": [{"parameter": member.parameter, "dim": member.dim} for member in group.members],
+            "flops_share": 1 - costs.flops(costs.widths({group.name: 1})) / total if group.prunable else None,
+        }
+        for group in groups.values()
+    ]
+
+
+def gradients(model: nn.Module, batches: list[Batch], workload: Workload) -> dict[str, Tensor]:
+    """Gradient of the weighted task losses, summed over batches, of every parameter; the model is left as it was."""
+    parameters = dict(model.named_parameters())
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for batch in batches:
+        values = losses(model, batch, workload.tasks)
+        total = torch.stack([task.weight * values[task.name] for task in workload.tasks]).sum()
+        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(sums, found, strict=True):
+            if gradient is not None:
+                sums[name] += gradient
+    return sums
+
+
+def _line(decision: Decision, number: int, attempt: int, passed: bool) -> dict[str, Any]:
+    """A decision as the report shows it."""
+    return {
+        "round": number,
+        "pass": attempt,
+        "group": decision.group,
+        "channels": decision.channels,
+        "kept_before": decision.kept_before,
+        "kept": len(decision.kept) if passed else decision.kept_before,
+        "tau": decision.tau,
+        "pruned": passed and len(decision.kept) < decision.kept_before,
+        "curve": [
+            {
+                "ratio": trial.ratio,
+                "kept": trial.kept,
+                "loss_ratio": trial.losses and {t: trial.losses[t] / max(b, 1e-12) for t, b in decision.base.items()},
+                "accepted": trial.accepted,
+            }
+            for trial in decision.trials
+        ],
+        "flops_after": round(decision.flops_after),
+        "params_after": round(decision.params_after),
+    }

@@ -1,0 +1,234 @@
+"""One sequence of PAGCP: greedy over the groups, each pruned as far as every task's loss allows.
+
+Ye et al., "Performance-aware Approximation of Global Channel Pruning for Multitask CNNs", T-PAMI 2023, algorithm 1:
+the groups are pruned one after another on the model as pruned so far; the criterion is max_t L_t / B_t ≤ 1 + τ; B
+follows the losses, so that the allowed drop compounds; a filter then drops the groups that cost most per saving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from secateur.compress.dataflow import ChannelGroup
+from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.dataflow.groups import Index
+from secateur.compress.pagcp.oracle import Losses, Oracle, Session
+from secateur.compress.pagcp.saliency import Criterion, lowest, score
+from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda
+from secateur.compress.pagcp.settings import Settings
+
+Kept = dict[str, Index]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate that the oracle judged; `losses` is None where it stopped early, certain of a refusal."""
+
+    ratio: float
+    kept: int
+    losses: Losses | None
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for one group, and on what ground."""
+
+    group: str
+    channels: int
+    kept_before: int
+    kept: list[int]
+    tau: float
+    base: Losses
+    trials: list[Trial]
+    flops_after: float
+    params_after: float
+
+    @property
+    def accepted(self) -> Losses | None:
+        """The losses after this decision; None when nothing was pruned."""
+        return next((trial.losses for trial in self.trials if trial.accepted and trial.kept == len(self.kept)), None)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "group": self.group,
+            "channels": self.channels,
+            "kept_before": self.kept_before,
+            "kept": self.kept,
+            "tau": self.tau,
+            "base": self.base,
+            "trials": [vars(trial) for trial in self.trials],
+            "flops_after": self.flops_after,
+            "params_after": self.params_after,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Decision:
+        return cls(**{**document, "trials": [Trial(**trial) for trial in document["trials"]]})
+
+
+@dataclass
+class Sequence:
+    """The state of one sequence: what is kept, the base losses and the tolerance."""
+
+    oracle: Oracle
+    costs: CostModel
+    settings: Settings
+    criterion: Criterion
+    strictness: Mapping[str, float]
+    kept: Kept
+    base: Losses
+    met: Callable[[np.ndarray], bool]
+    gradients: Mapping[str, Any] | None = None
+    decisions: list[Decision] = field(default_factory=list)
+
+    def plan(self) -> tuple[list[str], float]:
+        """(groups in order, λ)."""
+        groups = [
+            group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self.settings.min_channels
+        ]
+        if self.settings.global_tolerance is None:
+            scale = 1.0
+        else:
+            scale = solve_lambda(self.settings.local_tolerance, self.settings.global_tolerance, len(groups))
+        return order({group.name: self._trial_saving(group) for group in groups}, scale), scale
+
+    def _trial_saving(self, group: ChannelGroup) -> float:
+        now = self._widths({})
+        count = math.ceil(len(self.kept[group.name]) * (1 - PROBE_RATIO))
+        return self.costs.flops(now) - self.costs.flops(self._widths({group.name: count}))
+
+    def _widths(self, change: Mapping[str, int]) -> np.ndarray:
+        return self.costs.widths({name: len(kept) for name, kept in self.kept.items()} | dict(change))
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is met by what is kept now."""
+        return self.settings.stop_at_budget and self.met(self._widths({}))
+
+    def decide(self, name: str, tau: float) -> Decision:
+        """Judge one group by the oracle; does not change the state."""
+        group = self.oracle.groups[name]
+        kept = self.kept[name]
+        session = self.oracle.at(self.kept, name)
+        scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
+        limits = {task: value * (1 + tau * self.strictness[task]) for task, value in self.base.items()}
+        search = _Search(session, name, kept, lambda count: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, count))],
+                         limits, self.base, self._candidates(name, len(kept)))  # fmt: skip
+        trials, best = search.bisect() if self.settings.bisect else search.sweep()
+        self._count_published(name, trials, search.counts, best)
+        self.oracle.spent.not_monotone += search.not_monotone
+        chosen = kept if best is None else search.keep(search.counts[best])
+        widths = self._widths({name: len(chosen)})
+        return Decision(
+            name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials,
+            self.costs.flops(widths), self.costs.params(widths),
+        )  # fmt: skip
+
+    def apply(self, decision: Decision) -> None:
+        """Take a decision over: what is kept, and B_t ← max(B_t, L_t)."""
+        self.kept[decision.group] = np.array(decision.kept, dtype=np.int64)
+        for task, loss in (decision.accepted or {}).items():
+            self.base[task] = max(self.base[task], loss)
+        self.decisions.append(decision)
+
+    def _candidates(self, name: str, count: int) -> list[tuple[float, int]]:
+        """(ratio, channels removed) ascending and distinct; none beyond what the budget still asks for."""
+        candidates: dict[int, float] = {}
+        for ratio in self.settings.ratios:
+            gone = min(max(1, int(count * ratio + 1e-9)), count - self.settings.min_channels)
+            if gone > 0:
+                candidates.setdefault(gone, ratio)
+        listed = [(ratio, gone) for gone, ratio in candidates.items()]
+        if self.settings.stop_at_budget:
+            enough = next(
+                (i for i, (_, gone) in enumerate(listed) if self.met(self._widths({name: count - gone}))), None
+            )
+            listed = listed if enough is None else listed[: enough + 1]
+        return listed
+
+    def _count_published(
+        self, name: str, trials: list[Trial], counts: list[tuple[float, int]], best: int | None
+    ) -> None:
+        """What the published loop would have spent on this group: a pass of the pruned copy for every ratio up to and
+        including the first refused one."""
+        kept = len(self.kept[name])
+        tried = counts[: (-1 if best is None else best) + 2]
+        samples = len(self.oracle.batches) * self.oracle.samples_per_batch
+        flops = sum(self.costs.flops(self._widths({name: kept - gone})) for _, gone in tried)
+        self.oracle.spent.published_loop_forward_flops += flops * samples
+
+
+@dataclass
+class _Search:
+    """The largest accepted candidate, between the smallest and the largest removal."""
+
+    session: Session
+    name: str
+    kept: Index
+    keep_without: Callable[[int], Index]
+    limits: Mapping[str, float]
+    base: Losses
+    counts: list[tuple[float, int]]
+    trials: dict[int, Trial] = field(default_factory=dict)
+    not_monotone: int = 0
+
+    def keep(self, candidate: tuple[float, int]) -> Index:
+        return self.keep_without(candidate[1])
+
+    def try_(self, index: int) -> bool:
+        if index not in self.trials:
+            ratio, gone = self.counts[index]
+            keep = self.keep_without(gone)
+            losses = self.session.losses({self.name: keep}, self.limits)
+            accepted = losses is not None and all(losses[task] <= limit for task, limit in self.limits.items())
+            self.trials[index] = Trial(ratio, len(keep), losses, accepted)
+        return self.trials[index].accepted
+
+    def bisect(self) -> tuple[list[Trial], int | None]:
+        low, high = -1, len(self.counts)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.try_(middle) else (low, middle)
+        if self._falls_somewhere():
+            self.not_monotone = 1
+            return self.sweep()
+        return self._sorted(), low if low >= 0 else None
+
+    def sweep(self) -> tuple[list[Trial], int | None]:
+        """In order until the first refusal: the published search."""
+        best = None
+        for index in range(len(self.counts)):
+            if not self.try_(index):
+                break
+            best = index
+        return self._sorted(), best
+
+    def _falls_somewhere(self) -> bool:
+        """Whether the criterion was seen to fall while more channels were removed."""
+        judged = [self.trials[index].losses for index in sorted(self.trials)]
+        worst = [max(loss[t] / self.base[t] for t in loss) for loss in judged if loss is not None]
+        return any(later < earlier - 1e-6 for earlier, later in zip(worst, worst[1:], strict=False))
+
+    def _sorted(self) -> list[Trial]:
+        return [self.trials[index] for index in sorted(self.trials)]
+
+
+def keep_best(decisions: list[Decision], share: float, before: Kept, costs: CostModel) -> set[str]:
+    """The filter: names of the best share of groups by loss increase per FLOP removed."""
+    scored = []
+    for decision in decisions:
+        accepted = decision.accepted
+        if accepted is None:
+            continue
+        rise = max(accepted[task] / max(base, 1e-12) for task, base in decision.base.items()) - 1
+        whole = costs.widths({name: len(kept) for name, kept in before.items()})
+        less = costs.widths({name: len(kept) for name, kept in before.items()} | {decision.group: len(decision.kept)})
+        scored.append((rise / max(costs.flops(whole) - costs.flops(less), 1e-12), decision.group))
+    scored.sort()
+    return {name for _, name in scored[: math.ceil(share * len(scored))]}

@@ -1,0 +1,68 @@
+"""Settings of a PAGCP run: the published schedule, and ours."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from secateur.core.errors import BudgetError
+
+RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Candidate pruning ratios of a group: 0.05, 0.10 … 0.95."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to prune.
+
+    Args:
+        local_tolerance: τ0, allowed relative increase of each task's loss at the first group of a sequence.
+        global_tolerance: T, the product bound over all groups, from which λ follows; None keeps λ = 1.
+        keep_share: P, share of the groups that the filter keeps, best loss increase per cost removed first.
+        ratios: candidate pruning ratios of a group, ascending.
+        rounds: prune - fine-tune rounds; each ends in one point of the Pareto front.
+        max_passes: sequences over all groups within one round before the round gives up on its budget.
+        stop_at_budget: end a sequence as soon as the round's budget is met.
+        bisect: find the largest accepted ratio by bisection, as the loss grows with the ratio; else try them in order.
+        saliency: which channels of a group go first: "l1" (published), "l2", "taylor", "random".
+        min_channels: channels that always stay in a group.
+        epochs: of fine-tuning, over all rounds.
+        lr, weight_decay, distillation, clip: of fine-tuning; `distillation` is the weight of the teacher's outputs.
+        cache_limit: bytes of activations that prefix caching may hold.
+        calibration_samples: samples of the calibration loader that the oracle uses; None for all.
+    """
+
+    local_tolerance: float = 0.02
+    global_tolerance: float | None = None
+    keep_share: float = 0.8
+    ratios: tuple[float, ...] = RATIOS
+    rounds: int = 3
+    max_passes: int = 12
+    stop_at_budget: bool = True
+    bisect: bool = True
+    saliency: str = "l1"
+    min_channels: int = 1
+    epochs: int = 12
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    distillation: float = 1.0
+    clip: float = 1.0
+    cache_limit: int = 2 * 2**30
+    calibration_samples: int | None = 128
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "max_passes", "min_channels"):
+            if getattr(self, name) < 1:
+                raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
+        if self.epochs < 0:
+            raise BudgetError(f"epochs is {self.epochs}", "give 0 or more")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"ratios": list(self.ratios)}
+
+    def published(self) -> Settings:
+        """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
+        return replace(
+            self, local_tolerance=0.05, global_tolerance=5.0, keep_share=0.8, ratios=RATIOS, rounds=1, max_passes=1,
+            stop_at_budget=False, saliency="l1", calibration_samples=None,
+        )  # fmt: skip
