@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.core.errors import BundleError, OutputError
-from secateur.core.files import canonical_json, sha256, writing_folder
+from secateur.core.files import canonical_json, clear_errors, sha256, writing_folder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -166,7 +166,10 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:  # a name that is too long, a folder that may not be read
+        return False
 
 
 def check_output(path: Path, force: bool = False) -> None:
@@ -175,11 +178,14 @@ def check_output(path: Path, force: bool = False) -> None:
     Raises:
         OutputError
     """
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    with clear_errors(path):
+        taken = path.is_symlink() or (path.exists() and not path.is_dir())
+        holds_something = path.is_dir() and any(path.iterdir())
+    if taken:
         raise OutputError(f"{path} is not a folder", "choose another output with -o")
     if path.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise OutputError(f"{path} is the folder you are in, or above it", "name a new folder with -o")
-    if path.is_dir() and any(path.iterdir()):
+    if holds_something:
         if not is_bundle(path):
             raise OutputError(f"{path} holds something that is no bundle", "choose another output with -o")
         if not force:

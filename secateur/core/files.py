@@ -22,12 +22,12 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: no space, no permission, or a folder in the way.
     """
-    with _clear_errors(path):
+    with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         temporary.touch(exist_ok=False)
     try:
-        with _clear_errors(path):
+        with clear_errors(path):
             yield temporary
             temporary.replace(path)
     finally:
@@ -40,12 +40,12 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
     At every moment a whole old or a whole new folder is on disk.
     """
-    with _clear_errors(path):
+    with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         temporary.mkdir()
     try:
-        with _clear_errors(path):
+        with clear_errors(path):
             yield temporary
             _swap(temporary, path)
     finally:
@@ -88,8 +88,12 @@ def _swap(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says into one clear line."""
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one clear line.
+
+    Raises:
+        OutputError
+    """
     try:
         yield
     except OSError as error:
