@@ -6,6 +6,7 @@ OnnxModel("model.onnx").predict(images)    # {task: tensor}
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,13 @@ def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        # The fallback would try the same again, and print about it.
+        session = onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        for value in [*session.get_inputs(), *session.get_outputs()]:
+            _ = value.name, value.shape  # text that may be no UTF-8 in a damaged file
+        return session
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ExportError(
             f"{path} is not an ONNX model that ONNX Runtime can run: {runtime_reason(error)}",
@@ -98,5 +105,6 @@ def available_cores() -> int:
 
 def runtime_reason(error: Exception) -> str:
     """ONNX Runtime's message without its prefixes, as one line."""
-    text = " ".join(str(error).split())
-    return text.rsplit("failed:", 1)[-1].split(" : ", 3)[-1][:200] or type(error).__name__
+    text = " ".join(str(error).split()).rsplit("failed:", 1)[-1]
+    text = re.sub(r"\S*onnxruntime_src/\S+ .*?\) ", "", text)  # file, line and function of its source
+    return text.split(" : ", 3)[-1][:200] or type(error).__name__

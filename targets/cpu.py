@@ -45,6 +45,7 @@ def measure_onnx(
     shapes: Shapes | None = None,
     against: str | None = None,
     layers: bool = False,
+    warmup_s: float = 0.3,
     limit_s: float = 5.0,
     precision: float = 0.02,
     target: str = "cpu",
@@ -58,18 +59,19 @@ def measure_onnx(
         shapes: input name → shape, for inputs with other open dimensions.
         against: name of the file that `speedup_against` of the others refers to.
         layers: also give each layer's latency, from ONNX Runtime's own profiler in a separate run.
-        limit_s, precision: see `secateur.profiles.timing.sample`.
+        warmup_s, limit_s, precision: see `secateur.profiles.timing.sample`.
 
     Returns:
         name → profile with source "measured". `params` counts the floating-point weights in the file, after what the
-        exporter folded; FLOPs and peak memory are not known from here.
+        exporter folded or shared; FLOPs and peak memory are not known from here.
 
     Raises:
         ExportError: a file that is missing, truncated, not ONNX, or has inputs of unknown shape.
     """
     threads = threads or available_cores()
     runs = {name: _Run(path, threads, batch, shapes or {}) for name, path in files.items()}
-    samples = sample({name: run.call for name, run in runs.items()}, limit_s=limit_s, precision=precision)
+    calls = {name: run.call for name, run in runs.items()}
+    samples = sample(calls, warmup_s=warmup_s, limit_s=limit_s, precision=precision)
     backend = f"onnxruntime {importlib.metadata.version('onnxruntime')}, threads {threads}, batch {batch}"
     profiles = {}
     for name, run in runs.items():

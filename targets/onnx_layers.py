@@ -62,7 +62,13 @@ def _profile(path: Path, feed: dict[str, Any], threads: int) -> list[dict[str, A
         session = open_session(path, threads, profile_prefix=Path(folder) / "profile")
         for _ in range(REPEATS):
             session.run(None, feed)
-        return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        text = Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace")
+    try:
+        return json.loads(text)  # type: ignore[no-any-return]
+    except json.JSONDecodeError as error:  # ONNX Runtime writes names as they are
+        raise ExportError(
+            f"{path} has nodes whose names ONNX Runtime cannot write into its profile", "measure it without layers"
+        ) from error
 
 
 class _Modules:

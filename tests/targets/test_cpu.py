@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from secateur.export.onnx import to_onnx
 from secateur.profiles.timing import LEAST_ROUNDS
 from secateur.targets.cpu import measure_onnx
 
-FAST = {"limit_s": 0.05}
+FAST = {"warmup_s": 0.0, "limit_s": 0.05}
 
 
 def foreign(path: Path, shape: list[int | str], batch_out: int | str = "N", width: int = 8) -> Path:
@@ -154,3 +155,21 @@ def test_the_folder_of_the_user_stays_clean(tmp_path: Path, monkeypatch: pytest.
     path = foreign(tmp_path / "foreign.onnx", ["N", 3, 8, 8])
     measure_onnx({"foreign": path}, layers=True, **FAST)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_any_damage_is_an_export_error_or_harmless(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = foreign(tmp_path / "whole.onnx", ["N", 3, 8, 8]).read_bytes()
+    draw = random.Random(0)
+    refused = []
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] = draw.randrange(256)
+        path = tmp_path / "damaged.onnx"
+        path.write_bytes(damaged)
+        try:
+            measure_onnx({"damaged": path}, layers=True, warmup_s=0, limit_s=0, precision=1e9)
+        except ExportError as error:
+            refused.append(error.message)
+    assert len(refused) > 20
+    assert not any("\n" in message for message in refused)
+    assert capfd.readouterr() == ("", "")
