@@ -22,7 +22,7 @@ from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import batch_size, pick_tasks, predict, task_losses
 from secateur.core.task import Batch, Task
-from secateur.profiles.macs import macs
+from secateur.profiles.macs import node_macs
 
 Losses = dict[str, float]
 
@@ -70,7 +70,7 @@ class Oracle:
             name: tensor.detach()
             for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
         }
-        self._flops = [{node: 2.0 * macs(node) for node in graph.compute} for graph in self.groups.graphs]
+        self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
         self._check_replay()
 
     @property

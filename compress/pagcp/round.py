@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.dataflow import trace
-from secateur.compress.dataflow.costs import CostModel, Floats
+from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.oracle import Oracle, Spent, calibration_batches
-from secateur.compress.pagcp.sequence import Decision, Kept, Sequence, keep_best
+from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
 from secateur.compress.pagcp.settings import Settings
-from secateur.core.budget import Limit, figure
+from secateur.compress.pagcp.target import Target
+from secateur.core.budget import Limit
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
 from secateur.core.predict import batch_size, losses
@@ -65,24 +66,22 @@ class Round:
         if not record.groups:
             record.groups = describe_groups(self._groups, self._costs)
 
-    def prune(self, target: list[Limit], before: Costs) -> ChannelMap:
-        """Sequences until the target is met, or nothing more can go; a sequence without effect doubles τ0."""
-        met = Target(target, before, self._costs).met
+    def prune(self, limits: list[Limit], before: Costs) -> ChannelMap:
+        """Sequences until the limits are met, or the passes are used up."""
+        target = Target(limits, before, self._costs)
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
         tau = self._settings.local_tolerance
         for attempt in range(self._settings.max_passes):
             label = f"round{self._number}/pass{attempt}"
             base = self._step(f"{label}/base", lambda kept=kept: self._oracle.losses(kept), dict, dict)
             sequence = Sequence(
-                self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base, met,
+                self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base, target,
                 self._gradients,
             )  # fmt: skip
             if sequence.done:
                 break
-            fresh = self._sequence(sequence, tau, attempt)
-            if all(len(fresh[name]) == len(kept[name]) for name in kept):
-                tau *= 2
-            kept = fresh
+            kept = self._sequence(sequence, tau, attempt)
+            tau = sequence.next_tolerance(tau, kept)
         return self._groups.channel_map(kept)
 
     def _sequence(self, sequence: Sequence, tau: float, attempt: int) -> Kept:
@@ -105,7 +104,7 @@ class Round:
                 sequence.apply(decision)
                 tau *= scale
                 progress.advance()
-        best = keep_best(sequence.decisions, self._settings.keep_share, before, sequence.costs)
+        best = sequence.filtered(before)
         passed = {decision.group for decision in sequence.decisions if sequence.done or decision.group in best}
         for decision in sequence.decisions:
             self._record.decisions.append(_line(decision, self._number, attempt, decision.group in passed))
@@ -122,25 +121,6 @@ class Round:
         return self._journal.step(
             key, compute, lambda result: {"result": encode(result), "spent": dict(vars(spent))}, restore
         )
-
-
-class Target:
-    """Limits of a round, judged on the analytic costs of given widths."""
-
-    def __init__(self, limits: list[Limit], before: Costs, costs: CostModel) -> None:
-        self._limits, self._before, self._costs = limits, before, costs
-
-    def met(self, widths: Floats) -> bool:
-        """Whether every limit holds; the dear figures are computed only when the cheap ones hold."""
-        if not self._limits:
-            return False
-        if any(limit.kind == "flops" and self._costs.flops(widths) > self._allowed(limit) for limit in self._limits):
-            return False
-        now = self._costs.costs(widths)
-        return all(figure(limit.kind, now, self._before)[0] <= self._allowed(limit) for limit in self._limits)
-
-    def _allowed(self, limit: Limit) -> float:
-        return limit.absolute(figure(limit.kind, self._before, self._before)[1])
 
 
 def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:

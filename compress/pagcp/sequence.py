@@ -7,6 +7,7 @@ follows the losses, so that the allowed drop compounds; a filter then drops the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from secateur.compress.pagcp.oracle import Losses, Oracle, Session
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
 from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda
 from secateur.compress.pagcp.settings import Settings
+from secateur.compress.pagcp.target import Target
 
 Kept = dict[str, Index]
 
@@ -83,7 +85,7 @@ class Sequence:
     strictness: Mapping[str, float]
     kept: Kept
     base: Losses
-    met: Callable[[np.ndarray], bool]
+    target: Target
     gradients: Mapping[str, Any] | None = None
     decisions: list[Decision] = field(default_factory=list)
 
@@ -99,9 +101,8 @@ class Sequence:
         return order({group.name: self._trial_saving(group) for group in groups}, scale), scale
 
     def _trial_saving(self, group: ChannelGroup) -> float:
-        now = self._widths({})
         count = math.ceil(len(self.kept[group.name]) * (1 - PROBE_RATIO))
-        return self.costs.flops(now) - self.costs.flops(self._widths({group.name: count}))
+        return self.target.saving(self._widths({}), self._widths({group.name: count}))
 
     def _widths(self, change: Mapping[str, int]) -> np.ndarray:
         return self.costs.widths({name: len(kept) for name, kept in self.kept.items()} | dict(change))
@@ -109,7 +110,7 @@ class Sequence:
     @property
     def done(self) -> bool:
         """Whether the budget is met by what is kept now."""
-        return self.settings.stop_at_budget and self.met(self._widths({}))
+        return self.settings.stop_at_budget and self.target.met(self._widths({}))
 
     def decide(self, name: str, tau: float) -> Decision:
         """Judge one group by the oracle; does not change the state."""
@@ -137,6 +138,41 @@ class Sequence:
             self.base[task] = max(self.base[task], loss)
         self.decisions.append(decision)
 
+    def filtered(self, before: Kept) -> set[str]:
+        """The filter: names of the best share of the pruned groups by loss increase per cost saved."""
+        whole = self.costs.widths({name: len(kept) for name, kept in before.items()})
+        scored = []
+        for decision in self.decisions:
+            accepted = decision.accepted
+            if accepted is not None:
+                less = {name: len(kept) for name, kept in before.items()} | {decision.group: len(decision.kept)}
+                saving = self.target.saving(whole, self.costs.widths(less))
+                scored.append((_rise(accepted, decision.base) / max(saving, 1e-12), decision.group))
+        scored.sort()
+        return {name for _, name in scored[: math.ceil(self.settings.keep_share * len(scored))]}
+
+    def next_tolerance(self, tau: float, kept: Kept) -> float:
+        """τ0 of the next sequence: the same while sequences close a good part of the gap to the target; else twice
+        that, or what the cheapest refused step would have needed."""
+        if not self.decisions or not self.settings.stop_at_budget:
+            return tau
+        start = self.costs.widths({decision.group: decision.kept_before for decision in self.decisions} | {
+            name: len(count) for name, count in kept.items() if name not in {d.group for d in self.decisions}
+        })  # fmt: skip
+        gap = self.target.gap(start)
+        closed = gap - self.target.gap(self.costs.widths({name: len(count) for name, count in kept.items()}))
+        if closed > 0.3 * gap:
+            return tau
+        needed = [
+            max(
+                (first.losses[t] / max(b, 1e-12) - 1) / max(self.strictness[t], 1e-12) for t, b in decision.base.items()
+            )
+            for decision in self.decisions
+            if (first := decision.trials[0] if decision.trials else None) and first.losses and not first.accepted
+        ]
+        nothing = all(len(decision.kept) == decision.kept_before for decision in self.decisions)
+        return max(2 * tau, min(needed, default=0.0) * 1.05 if nothing else 0.0)
+
     def _candidates(self, name: str, count: int) -> list[tuple[float, int]]:
         """(ratio, channels removed) ascending and distinct; none beyond what the budget still asks for."""
         candidates: dict[int, float] = {}
@@ -147,7 +183,7 @@ class Sequence:
         listed = [(ratio, gone) for gone, ratio in candidates.items()]
         if self.settings.stop_at_budget:
             enough = next(
-                (i for i, (_, gone) in enumerate(listed) if self.met(self._widths({name: count - gone}))), None
+                (i for i, (_, gone) in enumerate(listed) if self.target.met(self._widths({name: count - gone}))), None
             )
             listed = listed if enough is None else listed[: enough + 1]
         return listed
@@ -185,7 +221,8 @@ class _Search:
         if index not in self.trials:
             ratio, gone = self.counts[index]
             keep = self.keep_without(gone)
-            losses = self.session.losses({self.name: keep}, self.limits)
+            limits = self.limits if index else {}  # the smallest step is judged in full: what would it have needed?
+            losses = self.session.losses({self.name: keep}, limits)
             accepted = losses is not None and all(losses[task] <= limit for task, limit in self.limits.items())
             self.trials[index] = Trial(ratio, len(keep), losses, accepted)
         return self.trials[index].accepted
@@ -212,23 +249,13 @@ class _Search:
     def _falls_somewhere(self) -> bool:
         """Whether the criterion was seen to fall while more channels were removed."""
         judged = [self.trials[index].losses for index in sorted(self.trials)]
-        worst = [max(loss[t] / self.base[t] for t in loss) for loss in judged if loss is not None]
-        return any(later < earlier - 1e-6 for earlier, later in zip(worst, worst[1:], strict=False))
+        worst = [_rise(loss, self.base) for loss in judged if loss is not None]
+        return any(later < earlier - 1e-6 for earlier, later in itertools.pairwise(worst))
 
     def _sorted(self) -> list[Trial]:
         return [self.trials[index] for index in sorted(self.trials)]
 
 
-def keep_best(decisions: list[Decision], share: float, before: Kept, costs: CostModel) -> set[str]:
-    """The filter: names of the best share of groups by loss increase per FLOP removed."""
-    scored = []
-    for decision in decisions:
-        accepted = decision.accepted
-        if accepted is None:
-            continue
-        rise = max(accepted[task] / max(base, 1e-12) for task, base in decision.base.items()) - 1
-        whole = costs.widths({name: len(kept) for name, kept in before.items()})
-        less = costs.widths({name: len(kept) for name, kept in before.items()} | {decision.group: len(decision.kept)})
-        scored.append((rise / max(costs.flops(whole) - costs.flops(less), 1e-12), decision.group))
-    scored.sort()
-    return {name for _, name in scored[: math.ceil(share * len(scored))]}
+def _rise(losses: Losses, base: Losses) -> float:
+    """max_t L_t / B_t - 1."""
+    return max(losses[task] / max(value, 1e-12) for task, value in base.items()) - 1

@@ -1,0 +1,47 @@
+"""Target: the limits that one round prunes to, judged on the analytic costs of given widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.compress.dataflow.costs import CostModel, Floats
+from secateur.core.budget import Limit, figure
+from secateur.core.costs import Costs
+
+
+class Target:
+    """Limits of a round. Without any (the published schedule), nothing is ever met and savings are FLOPs."""
+
+    def __init__(self, limits: Sequence[Limit], before: Costs, costs: CostModel) -> None:
+        """`before`: costs of the original model, to which relative limits refer."""
+        self._costs, self._before = costs, before
+        self._allowed = {limit.kind: limit.absolute(figure(limit.kind, before, before)[0]) for limit in limits}
+
+    def met(self, widths: Floats) -> bool:
+        """Whether every limit holds."""
+        return bool(self._allowed) and not self._unmet(widths)
+
+    def gap(self, widths: Floats) -> float:
+        """How far the costs are above the limits: the largest excess, as a share of the original."""
+        return max(
+            (self._figure(kind, widths) - allowed) / self._whole(kind) for kind, allowed in self._allowed.items()
+        )
+
+    def saving(self, before: Floats, after: Floats) -> float:
+        """What going from some widths to smaller ones saves of the costs that are still above their limit: the sum of
+        their shares of the original."""
+        kinds = self._unmet(before) or ["flops"]
+        return sum((self._figure(kind, before) - self._figure(kind, after)) / self._whole(kind) for kind in kinds)
+
+    def _unmet(self, widths: Floats) -> list[str]:
+        return [kind for kind, allowed in self._allowed.items() if self._figure(kind, widths) > allowed]
+
+    def _whole(self, kind: str) -> float:
+        return figure(kind, self._before, self._before)[0]
+
+    def _figure(self, kind: str, widths: Floats) -> float:
+        if kind == "flops":
+            return self._costs.flops(widths)
+        if kind == "params":
+            return self._costs.params(widths)
+        return figure(kind, self._costs.costs(widths), self._before)[0]
