@@ -81,7 +81,7 @@ def test_the_check_sees_an_arrow_that_points_upwards(part: str, source: str) -> 
     assert len(wrong_arrows(part, source)) == 1
 
 
-def test_every_file_has_one_readable_size() -> None:
+def test_every_file_can_be_read_in_one_sitting() -> None:
     tests = (ROOT / "tests").rglob("*.py")
     long = {path.relative_to(ROOT).as_posix(): lines for path in [*sources(), *tests] if (lines := length(path)) > 400}
     assert long == {}
