@@ -29,11 +29,13 @@ from secateur.core.predict import as_args, batch_size, predict
 from secateur.core.task import Task, Workload
 from secateur.export.formats import Exported, exporter
 from secateur.export.onnx_session import NAME_SCOPES, OnnxModel
-from secateur.export.parity import check_parity
+from secateur.export.parity import check_parity, evaluating
 from secateur.profiles.graph import module_path
 
 OPSET = 20
 """The first opset with Gelu as one operator; ONNX Runtime reads it since 1.17."""
+_WRAPPING = re.compile(r"'model', |(?<=')model\.|'_empty_nn_module_stack\w*', ")
+"""What a node's module path owes to the tracing, not to the user's model."""
 INLINE_LIMIT = 2**31 - 2**24
 """Bytes of weights up to which they are stored inside the file: protobuf ends at 2 GB."""
 
@@ -61,7 +63,7 @@ def to_onnx(model: nn.Module, workload: Workload, path: Path, *, dynamic_batch: 
     """
     from onnx.checker import ValidationError, check_model
 
-    with _evaluating(model), _quiet():
+    with evaluating(model), _quiet():
         traced = _trace(_TaskOutputs(model, workload.tasks), as_args(workload.example_input), dynamic_batch)
         program = _translate(traced, dynamic_batch)
         _rename(program.model.graph, workload.task_names)
@@ -199,7 +201,7 @@ def _rename(graph: Any, tasks: Sequence[str]) -> None:
         scopes = node.metadata_props.get(NAME_SCOPES)
         node.metadata_props.clear()
         if scopes:
-            node.metadata_props[NAME_SCOPES] = scopes.replace("'model', ", "").replace("'model.", "'")
+            node.metadata_props[NAME_SCOPES] = _WRAPPING.sub("", scopes)
 
 
 def _save(program: Any, temporary: Path, path: Path) -> None:
@@ -212,18 +214,6 @@ def _save(program: Any, temporary: Path, path: Path) -> None:
         program.save(whole, external_data=True)
         whole.with_name(f"{path.name}.data").replace(path.with_name(f"{path.name}.data"))
         whole.replace(temporary)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ artefact beyond tolerance is an error, not a warning.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -84,6 +85,18 @@ class _Comparison:
             )
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def check_parity(
     model: nn.Module,
@@ -106,17 +119,13 @@ def check_parity(
         DataError: the test split yields nothing.
     """
     comparisons = [_Comparison(task) for task in workload.tasks]
-    samples, was_training = 0, {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    samples = 0
+    with evaluating(model):
         for inputs, targets in islice(workload.test, batches):
             wanted, got = predict(model, inputs, workload.tasks), predictor(inputs)
             for one in comparisons:
                 one.update(wanted[one.task.name], got[one.task.name], targets[one.task.name])
             samples += batch_size(inputs)
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode
     if not samples:
         raise DataError("the test loader yields nothing", "give it at least one batch")
     for one in comparisons:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from export_models import OddChannels, make_workload
-from secateur.export.bundles import export_bundle
-from secateur.export.onnx_session import OnnxModel
 
 from secateur.core.bundle import Bundle, CostsEntry, Manifest, Point, TaskEntry, new_bundle
 from secateur.core.errors import ExportError, ParityError
 from secateur.core.task import Workload
+from secateur.export.bundles import export_bundle
+from secateur.export.onnx_session import OnnxModel
 
 COSTS = CostsEntry(flops=2, macs=1, params=1, peak_memory_bytes=1, size_bytes=1)
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import onnx
 import pytest
-import secateur.export.onnx as export_onnx
 import torch
 from export_models import MeanError, OddChannels, OneTaskAtATime, TinyViT, TwoInputs, example, make_workload
-from secateur.export.onnx import OPSET, to_onnx
-from secateur.export.onnx_session import OnnxModel
 from torch import Tensor, nn
 
+import secateur.export.onnx as export_onnx
 from secateur.core.errors import ExportError
 from secateur.core.predict import predict
 from secateur.core.task import Task, Workload
+from secateur.export.onnx import OPSET, to_onnx
+from secateur.export.onnx_session import OnnxModel
 
 DEPTH = Task("depth", nn.functional.l1_loss, MeanError(), "lower")
 MODELS = [OddChannels, OneTaskAtATime, TinyViT, TwoInputs]
@@ -64,6 +64,9 @@ def test_the_file_speaks_the_users_words(tmp_path: Path) -> None:
     assert not any(name.startswith("auxiliary") for name in names), "an output that is no task was exported"
     assert list(tmp_path.iterdir()) == [path], "the weights must be inside of the file"
     assert str(Path(__file__).parent).encode() not in path.read_bytes(), "the file must not tell folders"
+    notes = [entry.value for node in document.graph.node for entry in node.metadata_props]
+    assert "['', 'heads.depth', " in "".join(notes), "nodes tell the module they came from"
+    assert "model" not in "".join(notes), "and nothing of what was wrapped around it"
     assert not any(node.op_type == "BatchNormalization" for node in document.graph.node)
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from export_models import OddChannels, TinyViT, make_workload
 from onnx import numpy_helper
-from secateur.export.onnx import to_onnx
-from secateur.export.onnx_session import OnnxModel
-from secateur.export.parity import check_parity
 from torch import Tensor
 
 from secateur.core.errors import DataError, ExportError, ParityError
 from secateur.core.task import Workload
+from secateur.export.onnx import to_onnx
+from secateur.export.onnx_session import OnnxModel
+from secateur.export.parity import check_parity
 
 
 @pytest.fixture(scope="module")

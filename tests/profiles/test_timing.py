@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 
 import pytest
+
 from secateur.profiles.timing import LEAST_ROUNDS, estimate, measure, sample, speedup, summarise
 
 
