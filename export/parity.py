@@ -124,6 +124,10 @@ def check_parity(
         for inputs, targets in islice(workload.test, batches):
             wanted, got = predict(model, inputs, workload.tasks), predictor(inputs)
             for one in comparisons:
+                if one.task.name not in got:
+                    raise ParityError(
+                        f'the artefact has no output for task "{one.task.name}"', f"its outputs are: {', '.join(got)}"
+                    )
                 one.update(wanted[one.task.name], got[one.task.name], targets[one.task.name])
             samples += batch_size(inputs)
     if not samples:

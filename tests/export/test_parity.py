@@ -136,6 +136,12 @@ def test_shapes_must_agree(workload: Workload) -> None:
         check_parity(workload.model, runner, workload)
 
 
+def test_every_task_must_have_its_output(workload: Workload) -> None:
+    with pytest.raises(ParityError, match='no output for task "relu"') as caught:
+        check_parity(workload.model, lambda x: {"depth": workload.model(x)["final"]["depth"]}, workload)
+    assert "depth" in caught.value.hint
+
+
 def test_an_empty_split_is_no_proof(workload: Workload, exported: Path) -> None:
     with pytest.raises(DataError, match="test loader"):
         check_parity(workload.model, OnnxModel(exported).predict, replace(workload, test=[]))
