@@ -61,11 +61,6 @@ class Journal:
         self._steps[key] = True
         self._write()
 
-    def close(self) -> None:
-        """Forget the run: its result is safe elsewhere."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
     def _path(self, key: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{key.replace('/', '-')}.pt"

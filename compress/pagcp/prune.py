@@ -53,7 +53,8 @@ def prune(
         budget: limits on flops, params, memory or size; may be empty with `Settings.published()`.
         tolerance: allowed relative drop of each task's metric: it scales each task's share of the oracle's criterion,
             and is checked on the test split at the end.
-        state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result.
+        state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result. It
+            stays until the caller has put the result in a safe place, and removes it.
 
     Raises:
         BudgetError, ModelError, DataError: wrong input, found before any long work.
@@ -62,13 +63,11 @@ def prune(
     run = _Run(workload, budget, tolerance or Tolerance(), settings or Settings(), seed)
     journal = Journal(state, run.identity(), resume=resume)
     points, before, metrics_before = run.points(journal)
-    result = Compressed(
+    return Compressed(
         workload, "pagcp", budget, run.tolerance, points, len(points) - 1, before, metrics_before,
         run.misses(points[-1], before, metrics_before), run.history(), dict(vars(run.record.spent)),
         run.settings.as_json(), seed, time.monotonic() - started,
     )  # fmt: skip
-    journal.close()
-    return result
 
 
 class _Run:
