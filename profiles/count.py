@@ -25,11 +25,20 @@ from torch.fx import Node
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
 from secateur.core.predict import takes_task
-from secateur.profiles.graph import Graph, ancestors, capture, capture_tasks, module_kind, module_path, op_name, shape
+from secateur.profiles.graph import (
+    Graph,
+    ancestors,
+    capture,
+    capture_tasks,
+    is_in_place,
+    module_kind,
+    module_path,
+    op_name,
+    shape,
+)
 from secateur.profiles.macs import mac_terms, node_macs
 from secateur.profiles.memory import (
     allocated_bytes,
-    is_in_place,
     is_view,
     moved_bytes,
     peak_activation_bytes,

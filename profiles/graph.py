@@ -1,7 +1,9 @@
 """The one trace of a model: torch.export's ATen graph, with what every reader of it asks for.
 
 Costs, channel dataflow and the pruning oracle all read this graph. It is taken *before* decomposition, because that
-form still shows what later passes remove: branches whose result is dropped, and `chunk` as the user wrote it.
+form still shows what later passes remove: branches whose result is dropped, and `chunk` as the user wrote it. Only
+where the forward writes to a tensor through a view (`x[:, :4] += y`), which that form cannot express as a flow of
+values, the graph is made functional first.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,14 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from secateur.core.errors import ModelError
 from secateur.core.predict import as_args
 
 VIEWS = frozenset(
-    "view reshape flatten unflatten permute transpose t squeeze unsqueeze expand select slice split split_with_sizes "
-    "chunk unbind detach alias contiguous view_as movedim narrow getitem".split()
-)
+    ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select",
+     "slice", "split", "split_with_sizes", "chunk", "unbind", "detach", "alias", "contiguous", "view_as", "movedim",
+     "narrow", "getitem")
+)  # fmt: skip
 """Ops whose result shares the memory of their input (as counted here)."""
 
 
@@ -49,12 +53,19 @@ class Graph:
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
     output_names: tuple[str, ...]
-    placeholders: tuple[Node, ...] = field(repr=False, default=())
+    returned: tuple[Any, ...] = field(repr=False, default=())
+    out_spec: Any = field(repr=False, default=None)
 
     @cached_property
     def live(self) -> frozenset[Node]:
         """Nodes that some output depends on; the rest is computed and dropped."""
         return ancestors(self.outputs)
+
+    def unflatten(self, values: Sequence[Any]) -> Any:
+        """The user's (nested) output from the values of `outputs`."""
+        filled = dict(zip(self.outputs, values, strict=True))
+        leaves = [filled[leaf] if isinstance(leaf, Node) else leaf for leaf in self.returned]
+        return leaves if self.out_spec is None else pytree.tree_unflatten(leaves, self.out_spec)
 
     @cached_property
     def compute(self) -> tuple[Node, ...]:
@@ -102,6 +113,11 @@ def shape(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
 
 
+def is_in_place(node: Node) -> bool:
+    """Whether a call writes its result over its first operand, as `relu_` does."""
+    return getattr(node.target, "_schema", None) is not None and node.target._schema.name.endswith("_")  # type: ignore[union-attr]
+
+
 def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str | None = None) -> Graph:
     """Trace a model on an input, with fixed shapes.
 
@@ -137,7 +153,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     for strict in (False, True):
         try:
             with _quiet():
-                return torch.export.export(model, args, kwargs, strict=strict)
+                program = torch.export.export(model, args, kwargs, strict=strict)
+                return program.run_decompositions({}) if _writes_unseen(program) else program
         except Exception as error:  # torch.export raises errors of many unrelated types
             failures.append(error)
     first = failures[0]
@@ -147,6 +164,27 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         "remove control flow that depends on tensor values from forward, or wrap the traceable part; "
         "--debug shows the whole message",
     ) from first
+
+
+def _writes_unseen(program: torch.export.ExportedProgram) -> bool:
+    """Whether some call writes to memory that a later call reads under another name, so that the graph does not show
+    that one depends on the other."""
+    order = {node: step for step, node in enumerate(program.graph.nodes)}
+    memory: dict[Node, Node] = {}
+    sharing: dict[Node, list[Node]] = {}
+    for node in order:
+        shares = node.all_input_nodes and (is_in_place(node) or op_name(node) in VIEWS | {"dropout"})
+        memory[node] = memory[node.all_input_nodes[0]] if shares else node
+        sharing.setdefault(memory[node], []).append(node)
+    return any(
+        order[reader] > order[write]
+        for write in order
+        if is_in_place(write)
+        for alias in sharing[memory[write]]
+        if order[alias] < order[write]
+        for reader in alias.users
+        if reader is not write
+    )
 
 
 @contextlib.contextmanager
@@ -173,28 +211,27 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
             constants[node] = program.constants[str(spec.target)]
         elif spec.kind is InputKind.USER_INPUT and "val" in node.meta and isinstance(node.meta["val"], Tensor):
             inputs.append(node)
-    returned = graph.output_node().args[0]
-    outputs = tuple(node for node in returned if isinstance(node, Node))  # type: ignore[union-attr]
+    mutated = len(program.graph_signature.output_specs) - len(program.graph_signature.user_outputs)
+    returned = list(graph.output_node().args[0])[mutated:]  # type: ignore[arg-type]
+    outputs = tuple(dict.fromkeys(leaf for leaf in returned if isinstance(leaf, Node)))
     return Graph(
         nodes=tuple(node for node in graph.nodes if node.op == "call_function"),
         state=state,
         constants=constants,
         inputs=tuple(inputs),
         outputs=outputs,
-        output_names=_output_names(program, len(outputs)),
-        placeholders=tuple(node for node in graph.nodes if node.op == "placeholder"),
+        output_names=_output_names(returned, program.call_spec.out_spec),
+        returned=tuple(returned),
+        out_spec=program.call_spec.out_spec,
     )
 
 
-def _output_names(program: torch.export.ExportedProgram, count: int) -> tuple[str, ...]:
-    """Where each flat output sits in the user's nested output: `depth`, or `heads.depth`, or `0`."""
-    from torch.utils import _pytree as pytree
-
-    spec = program.call_spec.out_spec
-    if spec is None or spec.num_leaves != count:
-        return tuple(str(index) for index in range(count))
-    nested = pytree.tree_unflatten(list(range(count)), spec)
-    names = [""] * count
-    for path, index in pytree.tree_flatten_with_path(nested)[0]:
-        names[index] = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
-    return tuple(names)
+def _output_names(returned: list[Any], spec: Any) -> tuple[str, ...]:
+    """Where each output sits in the user's nested output: `depth`, or `heads.depth`, or `0`; empty for a bare tensor."""
+    names: dict[Node, str] = {}
+    nested = returned if spec is None else pytree.tree_unflatten(returned, spec)
+    for path, leaf in pytree.tree_flatten_with_path(nested)[0]:
+        if isinstance(leaf, Node):
+            name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+            names.setdefault(leaf, name)
+    return tuple(names.values())

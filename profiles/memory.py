@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 from torch.fx import Node
 
-from secateur.profiles.graph import VIEWS, Graph, op_name
+from secateur.profiles.graph import VIEWS, Graph, is_in_place, op_name
 from secateur.profiles.macs import arguments
 
 Bytes = Callable[[Node], int]
@@ -67,11 +67,6 @@ def allocated_bytes(node: Node, bytes_of: Bytes) -> int:
 def is_view(node: Node) -> bool:
     """Whether a call's result is the memory of its operand, untouched; so it is for dropout outside training."""
     return op_name(node) in VIEWS or (op_name(node) in DROPOUT and arguments(node).get("train") is False)
-
-
-def is_in_place(node: Node) -> bool:
-    """Whether a call writes its result over its first operand, as `relu_` does."""
-    return getattr(node.target, "_schema", None) is not None and node.target._schema.name.endswith("_")  # type: ignore[union-attr]
 
 
 def storage(node: Node) -> Node:

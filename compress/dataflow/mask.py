@@ -122,11 +122,13 @@ def _gather(value: Any, kept: Mapping[int, Tensor | None]) -> Any:
 
 
 def _resized(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """layer_norm carries the normalised shape as an argument."""
-    if op_name(node) != "layer_norm":
-        return args
-    trailing = len(args[1])
-    return (args[0], list(args[0].shape[-trailing:]), *args[2:])
+    """layer_norm carries the normalised shape as an argument, group_norm the number of groups, which is that of the
+    channels where each is its own group."""
+    if op_name(node) == "layer_norm":
+        return (args[0], list(args[0].shape[-len(args[1]) :]), *args[2:])
+    if op_name(node) == "group_norm" and args[1] == node.args[0].meta["val"].shape[1]:  # type: ignore[union-attr]
+        return (args[0], args[0].shape[1], *args[2:])
+    return args
 
 
 def _scatter(value: Any, node: Node, kept: list[dict[int, Tensor | None]]) -> Any:

@@ -5,27 +5,31 @@ from __future__ import annotations
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 
 
-@rule("batch_norm", "instance_norm")
-def batch_norm(op: Op) -> Labels:
-    """Input [N, C, *] with weight, bias and running statistics [C]."""
+@rule(
+    "batch_norm", "instance_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "_native_batch_norm_legit_functional",
+)  # fmt: skip
+def batch_norm(op: Op) -> Labels | list[Labels]:
+    """Input [N, C, *] with weight, bias and running statistics [C]. Some forms return statistics next to the result."""
     labels = op.labels("self")
     for name in ("weight", "bias", "running_mean", "running_var"):
         bound = op.labels(name).get(0)
         if bound is not None:
             op.tie(bound, labels.get(1))
-    return labels
+    returns = len(op.node.target._schema.returns)  # type: ignore[union-attr]
+    return [labels, *({} for _ in range(returns - 1))] if returns > 1 else labels
 
 
 @rule("group_norm")
 def group_norm(op: Op) -> Labels:
-    """Input [N, C, *] in `num_groups` rows of channels: every row keeps as many."""
+    """Input [N, C, *] in `num_groups` rows of channels: every row keeps as many, or goes, if it is a single channel."""
     labels, groups = op.labels("self"), int(op["num_groups"])
     channels = labels.get(1)
     for name in ("weight", "bias"):
         bound = op.labels(name).get(0)
         if bound is not None:
             op.tie(bound, channels)
-    if channels is not None:
+    if channels is not None and len(channels) > groups:
         op.space.tie_rows(channels, groups)
     return labels
 

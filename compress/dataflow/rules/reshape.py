@@ -206,6 +206,17 @@ def slice_(op: Op) -> Labels:
     return result
 
 
+@rule("slice_scatter")
+def slice_scatter(op: Op) -> Labels:
+    """`self` with a range of one dimension replaced by `src`: what a write through a slice amounts to."""
+    labels, part = op.labels("self"), op.labels("src")
+    dim, replaced = op.dim("dim", "self"), slice(op["start"], op["end"], op["step"])
+    for other in labels.keys() | part.keys():
+        own = labels.get(other)
+        op.tie(own[replaced] if other == dim and own is not None else own, part.get(other))
+    return labels
+
+
 @rule("select")
 def select(op: Op) -> Labels:
     """One index of a dimension, which therefore may not move."""
