@@ -91,7 +91,7 @@ def cone_surface(point: Vector, size: Vector) -> Surface:
     """Face 0 is the side, 1 the base."""
     (px, py, pz), (radius, half, _) = point, size
     distance = np.hypot(px, pz)
-    base = distance < radius * (half - py) / (2 * half) * np.float32(0.999)
+    base = half + py < radius * (half - py) / (2 * half) - distance  # nearer to the base plane than to the side
     zero = np.float32(0)
     normal = (
         np.where(base, zero, px),
