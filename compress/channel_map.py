@@ -21,6 +21,8 @@ from secateur.core.errors import BundleError
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Dims = dict[int, Index]
+_Parts = Mapping[str, Dims]
+"""A module's own tensors → what was kept of each."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ChannelMap:
             BundleError: the model is not the one that the map was made for.
         """
         remove_modules(model, self.removed_modules)
-        names = _aliases(model)
+        names = tensor_aliases(model)
         for name, shape in self.shapes.items():
             if name not in names:
                 raise BundleError(
@@ -101,8 +103,8 @@ def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
 
     Parameters that are shared under several names stay shared.
     """
-    aliases = _aliases(model)
-    touched: dict[nn.Module, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    aliases = tensor_aliases(model)
+    touched: dict[nn.Module, dict[str, Dims]] = defaultdict(dict)
     for name, dims in kept.items():
         tensor = _get(model, name)
         small = tensor.detach()
@@ -112,12 +114,12 @@ def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
         for alias in aliases[name]:
             path, _, attribute = alias.rpartition(".")
             owner = model.get_submodule(path)
-            touched[owner][attribute] = tuple(tensor.shape)
+            touched[owner][attribute] = dims
             setattr(owner, attribute, fresh)
-    for module in touched:
+    for module, parts in touched.items():
         for kind, update in _ATTRIBUTES:
             if isinstance(module, kind):
-                update(module)
+                update(module, parts)
 
 
 def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:
@@ -127,11 +129,16 @@ def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:
         setattr(model.get_submodule(parent), name, nn.Identity())
 
 
-def _aliases(model: nn.Module) -> dict[str, list[str]]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all their names: a shared one has several."""
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    return dict(parameters) | dict(buffers)
+
+
+def tensor_aliases(model: nn.Module) -> dict[str, list[str]]:
     """Every name of every parameter and buffer → all names of the same tensor."""
     names: dict[int, list[str]] = defaultdict(list)
-    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    for name, tensor in tensors:
+    for name, tensor in named_tensors(model).items():
         names[id(tensor)].append(name)
     return {name: group for group in names.values() for name in group}
 
@@ -143,44 +150,49 @@ def _get(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _convolution(module: Any) -> None:
+def _convolution(module: Any, parts: _Parts) -> None:
+    """A group of filters that is gone as a whole, as a depthwise filter is, is one group less."""
     weight = module.weight
     if isinstance(module, _ConvTransposeNd):
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
         return
-    if module.groups == module.in_channels > 1:  # depthwise: as many groups as input channels
-        module.groups = weight.shape[0] * module.groups // module.out_channels
+    module.groups = _rows_left(parts, module.out_channels, module.groups)
     module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
 
 
-def _linear(module: Any) -> None:
+def _rows_left(parts: _Parts, size: int, rows: int) -> int:
+    """Of equal rows of filters or channels, how many keep any."""
+    kept = parts.get("weight", {}).get(0)
+    return rows if kept is None else len(np.unique(kept // (size // rows)))
+
+
+def _linear(module: Any, parts: _Parts) -> None:
     module.out_features, module.in_features = module.weight.shape
 
 
-def _batch_norm(module: Any) -> None:
+def _batch_norm(module: Any, parts: _Parts) -> None:
     bound = module.weight if module.weight is not None else module.running_mean
     module.num_features = len(bound)
 
 
-def _group_norm(module: Any) -> None:
-    if module.num_groups == module.num_channels:
-        module.num_groups = len(module.weight)
+def _group_norm(module: Any, parts: _Parts) -> None:
+    module.num_groups = _rows_left(parts, module.num_channels, module.num_groups)
     module.num_channels = len(module.weight)
 
 
-def _layer_norm(module: Any) -> None:
+def _layer_norm(module: Any, parts: _Parts) -> None:
     module.normalized_shape = tuple(module.weight.shape)
 
 
-def _prelu(module: Any) -> None:
+def _prelu(module: Any, parts: _Parts) -> None:
     module.num_parameters = module.weight.numel()
 
 
-def _embedding(module: Any) -> None:
+def _embedding(module: Any, parts: _Parts) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-_ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
+_ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any, _Parts], None]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
     (_NormBase, _batch_norm),

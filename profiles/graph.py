@@ -227,7 +227,7 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
 
 
 def _output_names(returned: list[Any], spec: Any) -> tuple[str, ...]:
-    """Where each output sits in the user's nested output: `depth`, or `heads.depth`, or `0`; empty for a bare tensor."""
+    """Each output's place in the user's nested output: `depth`, `heads.depth` or `0`; empty for a bare tensor."""
     names: dict[Node, str] = {}
     nested = returned if spec is None else pytree.tree_unflatten(returned, spec)
     for path, leaf in pytree.tree_flatten_with_path(nested)[0]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from secateur.compress.channel_map import ChannelMap, Index
+from secateur.compress.channel_map import ChannelMap, Index, named_tensors
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
@@ -78,7 +78,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def channel_map(self, keep: Keep) -> ChannelMap:
         """What `cut` would do, as data."""
         self._refuse_fixed(keep)
-        tensors = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        tensors = named_tensors(self.model)
         gone: dict[str, dict[int, list[Index]]] = {}
         for name, kept in keep.items():
             out = removed(self[name], kept)
@@ -121,7 +121,7 @@ class MaskedModel:
 
     def __init__(self, groups: ChannelGroups, keep: Keep) -> None:
         self._groups, self._gone = groups, groups.gone(keep)
-        tensors = dict(groups.model.named_parameters(remove_duplicate=False)) | dict(groups.model.named_buffers())
+        tensors = named_tensors(groups.model)
         self.state = masked_state(groups.groups, keep, tensors)
 
     @torch.no_grad()

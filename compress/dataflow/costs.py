@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
+from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.space import Channels
 from secateur.core.costs import Costs
-from secateur.profiles.count import peak_activation_bytes
+from secateur.profiles.count import PerSample, peak_activation_bytes, per_sample
 from secateur.profiles.graph import shape
 from secateur.profiles.macs import mac_terms
 
@@ -33,25 +34,25 @@ class _Products:
     rows: NDArray[np.int64]
 
     def terms(self, sizes: Floats) -> Floats:
-        return self.constants * sizes[self.rows].prod(axis=1)
+        found: Floats = self.constants * sizes[self.rows].prod(axis=1)
+        return found
 
 
 class CostModel:
     """Costs of a traced model as a function of the channels kept in each prunable group, per sample."""
 
-    def __init__(self, groups: ChannelGroups, batch: int) -> None:
-        """`batch`: the batch size that the groups were traced with."""
-        self._groups, self._batch = groups, batch
+    def __init__(self, groups: ChannelGroups) -> None:
+        self._samples = [per_sample(graph) for graph in groups.graphs]
         self.names = tuple(group.name for group in groups.prunable)
         self.full = np.array([group.channels for group in groups.prunable], dtype=np.float64)
         self._table = _SizeTable(groups)
-        state = groups.model.state_dict(keep_vars=True)
+        state = {id(tensor): (name, tensor) for name, tensor in groups.model.state_dict(keep_vars=True).items()}
         trainable = dict(groups.model.named_parameters())
-        self._state_bytes = np.array([float(tensor.element_size()) for tensor in state.values()])
-        self._state = _products([self._table.tensor(name, tensor) for name, tensor in state.items()])
+        self._state_bytes = np.array([float(tensor.element_size()) for _, tensor in state.values()])
+        self._state = _products([self._table.tensor(name, tensor) for name, tensor in state.values()])
         self._params = _products([self._table.tensor(name, tensor) for name, tensor in trainable.items()])
         self._macs = _products(
-            [row for graph in groups.graphs for node in graph.compute for row in self._mac_rows(node)]
+            [row for sample in self._samples for node in sample.graph.compute for row in self._mac_rows(sample, node)]
         )
         self._outputs = [
             {node: row for row, node in enumerate(n for n in graph.compute if isinstance(n.meta.get("val"), Tensor))}
@@ -66,7 +67,7 @@ class CostModel:
 
     def flops(self, widths: Floats) -> float:
         """FLOPs per sample."""
-        return 2 * float(self._macs.terms(self._at(widths)).sum()) / self._batch
+        return 2 * float(self._macs.terms(self._at(widths)).sum())
 
     def params(self, widths: Floats) -> float:
         return float(self._params.terms(self._at(widths)).sum())
@@ -76,18 +77,19 @@ class CostModel:
         sizes = self._at(widths)
         weights = round(float(self._state.terms(sizes) @ self._state_bytes))
         peak = max(
-            peak_activation_bytes(graph, _bytes_of(rows, products.terms(sizes)))
-            for graph, rows, products in zip(self._groups.graphs, self._outputs, self._activations, strict=True)
+            peak_activation_bytes(sample.graph, _bytes_of(sample, rows, products.terms(sizes)))
+            for sample, rows, products in zip(self._samples, self._outputs, self._activations, strict=True)
         )
         flops, params = round(self.flops(widths)), round(float(self._params.terms(sizes).sum()))
-        return Costs(flops, params, round(peak / self._batch) + weights, weights)
+        return Costs(flops, params, peak + weights, weights)
 
     def _at(self, widths: Floats) -> Floats:
         return self._fixed + self._slopes @ widths
 
-    def _mac_rows(self, node: Node) -> list[_Row]:
+    def _mac_rows(self, sample: PerSample, node: Node) -> list[_Row]:
+        batch = sample.batch if node in sample.batched else 1
         return [
-            (float(term.constant), [self._table.node_dim(*factor) for factor in term.factors])
+            (term.constant / batch, [self._table.node_dim(*factor) for factor in term.factors])
             for term in mac_terms(node)
         ]
 
@@ -103,10 +105,11 @@ def _products(rows: list[_Row]) -> _Products:
     return _Products(np.array([constant for constant, _ in rows]), padded)
 
 
-def _bytes_of(rows: Mapping[Node, int], counts: Floats) -> Callable[[Node], int]:
+def _bytes_of(sample: PerSample, rows: Mapping[Node, int], counts: Floats) -> Callable[[Node], int]:
     def bytes_of(node: Node) -> int:
-        value = node.meta["val"]
-        return int((round(counts[rows[node]]) if node in rows else value.numel()) * value.element_size())
+        if node not in rows:
+            return sample.bytes(node)
+        return sample.share(node, round(counts[rows[node]]) * node.meta["val"].element_size())
 
     return bytes_of
 
@@ -117,6 +120,7 @@ class _SizeTable:
     def __init__(self, groups: ChannelGroups) -> None:
         self._labels, self._components = groups.labels, groups.components.of
         self._full = np.array([group.channels for group in groups.prunable], dtype=np.float64)
+        aliases = tensor_aliases(groups.model)
         self._rows: list[tuple[float, Floats]] = [(1.0, np.zeros(len(self._full)))]
         self._seen: dict[object, int] = {}
         self._group_of = np.full(len(self._components), -1, dtype=np.int64)
@@ -124,7 +128,8 @@ class _SizeTable:
         for position, group in enumerate(groups.prunable):
             self._group_of[group.components] = position
             for member in group.members:
-                self._members.setdefault((member.parameter, member.dim), {})[position] = member.index.shape[1]
+                for name in aliases.get(member.parameter, ()):
+                    self._members.setdefault((name, member.dim), {})[position] = member.index.shape[1]
 
     def arrays(self) -> tuple[Floats, Floats]:
         fixed, slopes = zip(*self._rows, strict=True)

@@ -19,11 +19,15 @@ from secateur.compress.dataflow.groups import Groups, Index, Keep, removed
 from secateur.compress.dataflow.replay import Replay
 from secateur.compress.dataflow.space import Channels
 from secateur.profiles.graph import Graph, op_name
+from secateur.profiles.macs import arguments
 
 _NORMALISING = frozenset({"layer_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize"})
 _CONTRACTING = frozenset(
-    "mean sum amax amin max min prod var std var_mean std_mean logsumexp norm linalg_vector_norm any all "
-    "matmul mm bmm addmm baddbmm scaled_dot_product_attention".split()
+    ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
+     "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
+)  # fmt: skip
+_WEIGHTED = frozenset(
+    ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 )
 
 
@@ -84,7 +88,7 @@ class Masked:
 def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channels) -> Any:
     """(components by dimension of each operand, and of each result) of an op that feels the number of channels."""
     name = op_name(node)
-    if name not in _NORMALISING and name not in _CONTRACTING:
+    if name not in _NORMALISING and name not in _CONTRACTING and not _weight_is_computed(node):
         return None
     operands = {
         used: {dim: component_of[channels] for dim, channels in labels[used].items()}
@@ -97,6 +101,14 @@ def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channe
     surviving = {components.tobytes() for part in result for components in part.values()}
     vanish = any(c.tobytes() not in surviving for dims in operands.values() for c in dims.values())
     return (operands, result) if operands and (name in _NORMALISING or vanish) else None
+
+
+def _weight_is_computed(node: Node) -> bool:
+    """Whether a layer's weight comes out of the graph (standardised, say), where zeros need not stay zero."""
+    given = arguments(node)
+    weight = given.get("weight")
+    called = isinstance(weight, Node) and weight.op == "call_function"
+    return called and op_name(node) in _WEIGHTED and given.get("groups", 1) == 1
 
 
 def _kept(components: Channels, gone: Index) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from secateur.compress.channel_map import named_tensors
 from secateur.core.predict import as_args
 from secateur.profiles.graph import Graph, op_name
 
@@ -27,7 +28,7 @@ class Replay:
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
         self.graph = graph
-        self._tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+        self._tensors = named_tensors(model)
         self._functions = {node: functional(node) for node in graph.compute}
 
     def state(self) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ class Space:
         """Cut channels into equal rows that keep equal sizes: channel i of every row is tied. Returns one row."""
         table = channels.reshape(rows, -1)
         self.tie(table[:1], table)
-        return table[0]
+        first: Channels = table[0]
+        return first
 
     def fix(self, channels: Channels, why: str) -> None:
         """Declare channels unremovable."""

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
+from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Index, Member, Role
 from secateur.compress.dataflow.rules import Op, find_rule, refuse
@@ -98,7 +99,7 @@ class Flow:
     def _visit(self, node: Node) -> None:
         if op_name(node) == "getitem":
             parts = self.labels.get(node.args[0], {})  # type: ignore[arg-type]
-            self.labels[node] = parts[node.args[1]] if isinstance(parts, list) else parts
+            self.labels[node] = parts[int(node.args[1])] if isinstance(parts, list) else parts
             return
         op = Op(node, self.labels, self.space)
         labelled = [tensor for tensor in op.tensors if self._of(tensor)]
@@ -138,19 +139,11 @@ class Flow:
 def _dead(graphs: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:
     """Modules with parameters of which no output in evaluation mode depends on any: topmost paths."""
     used = {name for graph in graphs for node, name in graph.state.items() if node in graph.live}
-    aliases = _aliases(model)
+    aliases = tensor_aliases(model)
     alive = {alias for name in used for alias in aliases.get(name, (name,))}
     owners = [path for path, module in model.named_modules() if any(True for _ in module.parameters())]
     dead = [path for path in owners if path and not any(name.startswith(f"{path}.") for name in alive)]
     return tuple(path for path in dead if not any(path.startswith(f"{other}.") for other in dead))
-
-
-def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """All names of each parameter: a shared one has several, of which the trace shows one."""
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[id(parameter)].append(name)
-    return {name: group for group in names.values() for name in group}
 
 
 def _groups(flow: Flow, components: Components) -> Groups:
@@ -164,7 +157,7 @@ def _groups(flow: Flow, components: Components) -> Groups:
     keys = list(flow.parameters)
     for (signature, _), channels in by_signature.items():
         members = tuple(
-            Member(*keys[key], role=roles.get(keys[key], "bound"), index=_stack(places, channels, key, count))
+            Member(keys[key][0], keys[key][1], roles.get(keys[key], "bound"), _stack(places, channels, key, count))
             for key, count in signature
         )
         producers = [member for member in members if member.role == "out"]

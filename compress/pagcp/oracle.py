@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Index, Keep
 from secateur.compress.dataflow.mask import Masked, masked_state
@@ -66,10 +67,7 @@ class Oracle:
 
     def __post_init__(self) -> None:
         model = self.groups.model
-        self._state: dict[str, Tensor] = {
-            name: tensor.detach()
-            for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
-        }
+        self._state = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
         self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
         self._check_replay()
 

@@ -22,7 +22,7 @@ from secateur.compress.pagcp.target import Target
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
-from secateur.core.predict import batch_size, losses
+from secateur.core.predict import losses
 from secateur.core.progress import bar
 from secateur.core.task import Batch, Workload
 
@@ -59,7 +59,7 @@ class Round:
         if not self._groups.prunable:
             raise ModelError("no channel of the model can be removed", "secateur inspect shows why, group by group")
         self._oracle = Oracle(self._groups, batches, workload.tasks, settings.cache_limit, record.spent)
-        self._costs = CostModel(self._groups, batch_size(batches[0][0]))
+        self._costs = CostModel(self._groups)
         self._criterion = saliency.find(settings.saliency)
         needs_gradient = settings.saliency in saliency.NEEDS_GRADIENT
         self._gradients = gradients(model, batches, workload) if needs_gradient else None
@@ -143,7 +143,7 @@ def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:
 
 def gradients(model: nn.Module, batches: list[Batch], workload: Workload) -> dict[str, Tensor]:
     """Gradient of the weighted task losses, summed over batches, of every parameter; the model is left as it was."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for batch in batches:
         values = losses(model, batch, workload.tasks)
