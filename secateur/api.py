@@ -1,0 +1,34 @@
+"""The verbs, as Python functions: `import secateur as sc`, then `sc.prune(...)`, `sc.select(...)`, `sc.benchmark(...)`.
+
+Each lives in a module of its own under `secateur.verbs`; the command line types the same ones.
+"""
+
+from __future__ import annotations
+
+from secateur.verbs.benchmark import Benchmark, benchmark
+from secateur.verbs.compress import compress_to_bundle
+from secateur.verbs.export import Artefact, export
+from secateur.verbs.inspect import Inspection, inspect
+from secateur.verbs.load import Loaded, load
+from secateur.verbs.prune import prune
+from secateur.verbs.report import report
+from secateur.verbs.select import Selection, select
+from secateur.verbs.verify import Verification, verify
+
+__all__ = [
+    "Artefact",
+    "Benchmark",
+    "Inspection",
+    "Loaded",
+    "Selection",
+    "Verification",
+    "benchmark",
+    "compress_to_bundle",
+    "export",
+    "inspect",
+    "load",
+    "prune",
+    "report",
+    "select",
+    "verify",
+]

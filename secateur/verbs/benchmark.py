@@ -1,0 +1,176 @@
+"""benchmark: a bundle against its original, any ONNX file, or a workload's model, measured on targets."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from secateur.core import machine as this_machine
+from secateur.core.bundle import Bundle, CostsEntry
+from secateur.core.costs import Costs, Profile
+from secateur.core.errors import BundleError, WorkloadError
+from secateur.core.task import Workload
+from secateur.export.onnx import to_onnx
+from secateur.profiles.count import count
+from secateur.targets.device import Device
+from secateur.verbs.measure import Subject, measure, places
+from secateur.verbs.sources import (
+    AnyWorkload,
+    compressed_model,
+    find_workload,
+    looks_like_bundle,
+    open_bundle,
+    workload_of,
+)
+
+FILE = "benchmark.json"
+"""Where a bundle keeps the measurements that were made when it was written."""
+Thing = Workload | Bundle | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Profiles of one model, one for each target, and of what it was compared with on the same targets."""
+
+    name: str
+    profiles: tuple[Profile, ...]
+    against: str | None = None
+    profiles_against: tuple[Profile, ...] = ()
+    machine: dict[str, str | int] = field(default_factory=this_machine.describe)
+    versions: dict[str, str] = field(default_factory=this_machine.versions)
+
+    @property
+    def measured(self) -> bool:
+        """Whether any target gave a figure."""
+        return any(profile.source != "unavailable" for profile in self.profiles)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `benchmark --json`."""
+        return {
+            "machine": {**self.machine, "versions": self.versions},
+            "name": self.name,
+            "results": [profile.as_json() for profile in self.profiles],
+            "against": self.against
+            and {"name": self.against, "results": [profile.as_json() for profile in self.profiles_against]},
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write FILE into a bundle that is being written, beside which another one may stand."""
+        (folder / FILE).unlink(missing_ok=True)
+        (folder / FILE).write_bytes(_FORM.dump_json(self, indent=1))
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Benchmark | None:
+        """The measurements that a bundle keeps, or None."""
+        if FILE not in bundle.manifest.files:
+            return None
+        try:
+            return _FORM.validate_json(bundle.checked_file(FILE).read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise BundleError(f"{bundle.file(FILE)} is damaged: {first}", "benchmark and report again") from error
+
+
+_FORM = TypeAdapter(Benchmark)
+
+
+def benchmark(
+    thing: Thing,
+    targets: str | Iterable[str] = ("cpu",),
+    against: Thing | None = None,
+    *,
+    workload: AnyWorkload | None = None,
+    per_layer: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Benchmark:
+    """Measure a model on targets.
+
+    Args:
+        thing: a bundle (measured against its original), an ONNX file, or a workload (its model as it is).
+        targets: names, or the path of a device's YAML file; `"all"` is every target. Those that cannot be had here
+            come back as entries that say why and how to get them.
+        against: another thing to measure in turns with this one, instead of a bundle's original.
+        workload: of a bundle, instead of the one that it refers to.
+        per_layer: also measure layer by layer.
+        shapes: input name → shape, for ONNX files that leave more than the batch open.
+
+    Raises:
+        DeviceError, BundleError, ExportError, WorkloadError: what is named does not exist or cannot be measured.
+    """
+    where = places(targets)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+        exports = Exports(Path(temporary), any(isinstance(place, Device) for place in where))
+        subjects = dict([exports.subject(thing, "compressed", workload)])
+        (name,) = subjects
+        subjects |= exports.other(thing, name, against, workload)
+        other = next((key for key in subjects if key != name), None)
+        found = [measure(subjects, place, against=other, layers=per_layer, shapes=shapes) for place in where]
+    return compared(found, name, other)
+
+
+def compared(found: Sequence[Mapping[str, Profile]], name: str, other: str | None) -> Benchmark:
+    """One subject's profiles on several targets beside another's."""
+    return Benchmark(
+        name, tuple(each[name] for each in found), other, tuple(each[other] for each in found) if other else ()
+    )
+
+
+class Exports:
+    """Makes ONNX files of what has none, in a temporary folder; nothing is exported where nothing can be measured."""
+
+    def __init__(self, folder: Path, needed: bool) -> None:
+        self._folder, self._needed = folder, needed
+
+    def subject(self, thing: Thing, prefix: str, workload: AnyWorkload | None = None) -> tuple[str, Subject]:
+        """(name, subject) of what a user gave; `prefix` keeps the exported files of two things apart."""
+        if looks_like_bundle(thing):
+            bundle = open_bundle(thing)  # type: ignore[arg-type]
+            return bundle.path.name, self.bundle(bundle, prefix, workload)
+        if isinstance(thing, os.PathLike) or (isinstance(thing, str) and thing.endswith(".onnx")):
+            return os.fspath(thing), Subject(Path(thing))
+        found = find_workload(thing)  # type: ignore[arg-type]
+        return found.name, self.workload(found, prefix)
+
+    def other(self, thing: Thing, name: str, against: Thing | None, workload: AnyWorkload | None) -> dict[str, Subject]:
+        """What to compare with: what the user names, else a bundle's original where it can be found."""
+        if against is not None:
+            key, subject = self.subject(against, "other")
+            return {key if key != name else f"{key} (other)": subject}
+        if not looks_like_bundle(thing):
+            return {}
+        bundle = open_bundle(thing)  # type: ignore[arg-type]
+        try:
+            original = workload_of(bundle, workload)
+        except WorkloadError as error:
+            warnings.warn(f"the original is not measured: {error.message}", stacklevel=2)
+            return {}
+        return {"original": Subject(self._export(original, "original"), costs_of(bundle.manifest.before))}
+
+    def bundle(self, bundle: Bundle, prefix: str, workload: AnyWorkload | None) -> Subject:
+        """The chosen point: its artefact, or exported now."""
+        costs = costs_of(bundle.manifest.point.costs)
+        for artefact in bundle.manifest.artefacts:
+            if artefact.format == "onnx":
+                return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
+        original = workload_of(bundle, workload)
+        return Subject(self._export(original.with_model(compressed_model(bundle, original)), prefix), costs)
+
+    def workload(self, workload: Workload, prefix: str) -> Subject:
+        costs = count(workload.model, workload.example_input, workload.task_names).costs
+        return Subject(self._export(workload, prefix), costs)
+
+    def _export(self, workload: Workload, prefix: str) -> Path:
+        path = self._folder / f"{prefix}.onnx"
+        return to_onnx(workload.model, workload, path) if self._needed else path
+
+
+def costs_of(entry: CostsEntry) -> Costs:
+    """A manifest's costs as a value to compute with."""
+    return Costs(entry.flops, entry.params, entry.peak_memory_bytes, entry.size_bytes)

@@ -1,0 +1,84 @@
+"""The whole way: prune, save, export with proof, measure, report; one bundle that appears at its path when it is whole.
+
+Everything unfinished stands in `<output>.state` beside the output, from which a stopped run continues.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from secateur.compress import pagcp
+from secateur.compress.pagcp.settings import Settings
+from secateur.core.budget import Budget, Tolerance
+from secateur.core.bundle import Bundle, check_output
+from secateur.core.errors import BudgetError, DataError, ExportError, ModelError, ParityError
+from secateur.core.progress import say
+from secateur.core.task import Workload
+from secateur.export.onnx import to_onnx
+from secateur.verbs.complete import complete
+from secateur.verbs.measure import places
+from secateur.verbs.prune import AnyBudget, AnyDrop
+from secateur.verbs.sources import AnyWorkload, find_workload
+from secateur.verbs.staging import check_state, finish
+
+
+def compress_to_bundle(
+    workload: AnyWorkload,
+    output: str | os.PathLike[str],
+    budget: AnyBudget = None,
+    drop: AnyDrop = None,
+    *,
+    settings: Settings | None = None,
+    targets: str | Iterable[str] = ("cpu",),
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    command: str = "",
+) -> Bundle:
+    """Compress a workload with PAGCP into a complete bundle.
+
+    Args:
+        output: folder of the bundle; nothing is written there before all is done.
+        settings: of the pruning; see `secateur.compress.pagcp.Settings`.
+        targets: on which original and compressed model are measured.
+        resume: continue the run that was stopped here, with the same result.
+        force: replace the bundle at `output`, and drop the state of a stopped run.
+        command: kept in the bundle, to make it again.
+
+    Raises:
+        OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
+        BudgetError, ModelError, DataError, WorkloadError, DeviceError: wrong input, found before any long work.
+        ExportError, ParityError: the artefact does not compute the same; the bundle is kept without it.
+    """
+    output, limits, tolerance, where = Path(output), Budget.parse(budget), Tolerance.parse(drop), places(targets)
+    check_output(output, force)
+    state = check_state(output, resume=resume, force=force)
+    workload = find_workload(workload)
+    say(f"compressing {workload.name} to {limits or 'the published schedule'}, {tolerance} of each metric may be lost")
+    try:
+        pruned = pagcp.prune(workload, limits, tolerance, settings, seed=seed, state=state / "journal", resume=resume)
+    except (BudgetError, ModelError, DataError):  # the same would come of it again
+        shutil.rmtree(state, ignore_errors=True)
+        raise
+    original = _original(workload, state / "original.onnx")
+    bundle = pruned.save(state / "bundle", force=True, command=command)
+    try:
+        complete(bundle, workload, formats=("onnx",) if original else (), where=where, original=original)
+    except (ExportError, ParityError) as error:
+        finish(bundle, output)
+        error.hint = f"the compressed model was kept in {output}, without this artefact; {error.hint}"
+        raise
+    return finish(Bundle.open(bundle.path), output)
+
+
+def _original(workload: Workload, path: Path) -> Path | None:
+    """The original as ONNX; a model that ONNX cannot express is compressed all the same."""
+    try:
+        return to_onnx(workload.model, workload, path)
+    except ExportError as error:
+        warnings.warn(f"no ONNX file and no latency: {error.message}", stacklevel=2)
+        return None

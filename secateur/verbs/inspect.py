@@ -1,0 +1,83 @@
+"""inspect: what of a model can be cut, what it costs, and who needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.compress.dataflow import trace
+from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.pagcp.round import describe_groups
+from secateur.core.bundle import Bundle
+from secateur.core.costs import Costs
+from secateur.core.task import Workload
+from secateur.profiles.count import TaskCost, count
+from secateur.verbs.sources import (
+    AnyBundle,
+    AnyWorkload,
+    compressed_model,
+    find_workload,
+    looks_like_bundle,
+    open_bundle,
+    workload_of,
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model before anything is run on data.
+
+    Attributes:
+        groups: name, channels, prunable, why_not, members and flops_share (the share of the model's FLOPs that would
+            go with all but one of the channels) of each channel group.
+        dead: modules that no task's prediction depends on.
+        uncounted: op → number of its calls that count no FLOPs by convention.
+    """
+
+    name: str
+    groups: list[dict[str, Any]]
+    dead: tuple[str, ...]
+    costs: Costs
+    tasks: dict[str, TaskCost]
+    uncounted: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `inspect --json`."""
+        return {
+            "name": self.name,
+            "groups": self.groups,
+            "dead": list(self.dead),
+            "costs": self.costs.as_json(),
+            "tasks": {
+                name: {"flops_exclusive": task.flops_exclusive, "flops_shared": task.flops_shared}
+                for name, task in self.tasks.items()
+            },
+            "uncounted": self.uncounted,
+        }
+
+
+def inspect(thing: AnyWorkload | AnyBundle, *, workload: AnyWorkload | None = None) -> Inspection:
+    """Look into a workload's model, or into the chosen point of a bundle.
+
+    Args:
+        workload: of a bundle, instead of the one that it refers to.
+
+    Raises:
+        ModelError: the model cannot be traced.
+    """
+    if isinstance(thing, Bundle) or looks_like_bundle(thing):
+        bundle = open_bundle(thing)  # type: ignore[arg-type]
+        found = workload_of(bundle, workload)
+        return _inspect(bundle.path.name, compressed_model(bundle, found), found)
+    found = find_workload(thing)  # type: ignore[arg-type]
+    return _inspect(found.name, found.model, found)
+
+
+def _inspect(name: str, model: nn.Module, workload: Workload) -> Inspection:
+    example = workload.example_input
+    table = count(model, example, workload.task_names)
+    groups = trace(model, example, workload.task_names)
+    described = describe_groups(groups, CostModel(groups))
+    return Inspection(name, described, table.dead, table.costs, dict(table.tasks), dict(table.uncounted))

@@ -1,0 +1,50 @@
+"""load: a bundle back into the user's own class.
+
+load("runs/mine").model(make_net)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.compress.compressed import load_model
+from secateur.core.bundle import Bundle, Manifest
+from secateur.verbs.sources import AnyBundle, compressed_model, open_bundle, workload_of
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle that was opened."""
+
+    bundle: Bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def model(self, factory: Callable[[], nn.Module] | None = None, point: int | None = None) -> nn.Module:
+        """The compressed model, in evaluation mode.
+
+        Args:
+            factory: makes a full-size instance of the model's class; that of the bundle's workload by default.
+            point: number of the saved point, from large to small; the chosen one by default.
+
+        Raises:
+            BundleError: changed or truncated files, or a class that does not fit.
+            WorkloadError: no factory was given and the bundle's workload cannot be loaded.
+        """
+        if factory is not None:
+            return load_model(self.bundle, factory, point)
+        return compressed_model(self.bundle, workload_of(self.bundle), point)
+
+
+def load(path: AnyBundle) -> Loaded:
+    """Open a bundle.
+
+    Raises:
+        BundleError: not a bundle, a newer schema, a damaged manifest, a missing file.
+    """
+    return Loaded(open_bundle(path))

@@ -1,0 +1,90 @@
+"""Measuring models on targets: interleaved where they are compared, with the reason where a target cannot be had.
+
+measure({"original": Subject(a), "compressed": Subject(b)}, place("cpu"), against="original")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from secateur.core.costs import Costs, Profile
+from secateur.targets.cpu import measure_onnx
+from secateur.targets.device import Device
+from secateur.targets.device import get as device_by_name
+from secateur.targets.registry import TargetStatus, device_status, status
+
+Place = Device | TargetStatus
+"""A device that can be measured from here, or why it cannot."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure: its ONNX file, and what is known of it besides."""
+
+    onnx: Path
+    costs: Costs | None = None
+    parity_max_abs: float | None = None
+
+
+def places(names: str | Iterable[str]) -> list[Place]:
+    """Targets by name; `"all"` is every one, text may name several between commas.
+
+    Raises:
+        DeviceError: no such target.
+    """
+    texts = [names] if isinstance(names, str) else list(names)
+    wanted = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    known = {each.name: each for each in status()}
+    if "all" in wanted:
+        wanted = list(known)
+    return [_place(name, known) for name in dict.fromkeys(wanted)]
+
+
+def _place(name: str, known: Mapping[str, TargetStatus]) -> Place:
+    family = known.get(name) or known.get(name.partition(":")[0])
+    if family is not None and family.status == "unavailable":
+        return replace(family, name=name)
+    device = device_by_name(name)
+    found = device_status(device)
+    return device if found.status == "measured" else found
+
+
+def measure(
+    subjects: Mapping[str, Subject],
+    place: Place,
+    *,
+    against: str | None = None,
+    layers: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Profile]:
+    """Each subject's profile on one target, measured in turns.
+
+    Args:
+        against: name of the subject that `speedup_against` of the others refers to.
+        layers: also measure layer by layer.
+        shapes: input name → shape, for ONNX files that leave more than the batch open.
+    """
+    if isinstance(place, TargetStatus):
+        missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
+        return {name: _filled(missing, subject) for name, subject in subjects.items()}
+    profiles = measure_onnx(
+        {name: subject.onnx for name, subject in subjects.items()},
+        threads=place.settings.threads,
+        batch=place.settings.batch,
+        shapes=shapes,
+        against=against,
+        layers=layers,
+        target=place.name,
+    )
+    return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
+
+
+def _filled(profile: Profile, subject: Subject) -> Profile:
+    """With what was counted; a file's own count of weights stands where nothing else is known."""
+    profile = replace(profile, parity_max_abs=subject.parity_max_abs)
+    costs = subject.costs
+    if costs is None:
+        return profile
+    return replace(profile, flops=costs.flops, params=costs.params, peak_memory_bytes=costs.peak_memory_bytes)

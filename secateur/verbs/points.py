@@ -1,0 +1,153 @@
+"""The points of a bundle, judged by a budget: what each costs, how fast it is on a target, what its tasks lost."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from secateur.core import machine
+from secateur.core.budget import Budget, figure
+from secateur.core.bundle import Bundle, Manifest
+from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailableError
+from secateur.export.onnx import to_onnx
+from secateur.targets.registry import TargetStatus
+from secateur.verbs.benchmark import Benchmark, costs_of
+from secateur.verbs.complete import ORIGINAL, point_subjects
+from secateur.verbs.measure import Place, Subject, measure
+from secateur.verbs.report import history_of
+from secateur.verbs.sources import AnyWorkload, workload_of
+
+
+class Points:
+    """The saved points of a run, by number, from large to small.
+
+    Attributes:
+        measured: whether latencies were measured for this choice, rather than when the bundle was written.
+    """
+
+    def __init__(self, bundle: Bundle, place: Place, workload: AnyWorkload | None = None) -> None:
+        """`place`: where a latency counts. `workload`: of the bundle, instead of the one that it refers to."""
+        self._bundle, self._place, self._workload = bundle, place, workload
+        self._numbers = list(range(len(bundle.manifest.points)))
+        self._original_ms, self._latencies = _recorded(bundle, place.name)
+        self.measured = False
+
+    def latency_ms(self, number: int) -> float | None:
+        """A point's median on the target, where it is known."""
+        return self._latencies.get(number)
+
+    def delta_mtl(self, number: int, weights: Mapping[str, float]) -> float:
+        """Weighted Δ_MTL of a point in percent, positive is better."""
+        manifest = self._bundle.manifest
+        before, after, total = manifest.metrics_before, manifest.points[number].metrics, 0.0
+        for task in manifest.tasks:
+            change = (after[task.name] - before[task.name]) / max(abs(before[task.name]), 1e-12)
+            total += weights[task.name] * (change if task.better == "higher" else -change)
+        return 100 * total / sum(weights.values())
+
+    def best(self, budget: Budget, weights: Mapping[str, float]) -> int:
+        """The point of the best Δ_MTL that meets the budget; of equals, the smaller.
+
+        Latencies that are not known are measured, of the points only that meet the other limits.
+
+        Raises:
+            BudgetNotMetError: no point meets the budget.
+        """
+        meeting = self._meeting(Budget(tuple(limit for limit in budget.limits if limit.kind != "latency")))
+        if budget.of("latency"):
+            self._measure(meeting)
+            meeting = self._meeting(budget, meeting)
+        return max(meeting, key=lambda number: (self.delta_mtl(number, weights), number))
+
+    def _meeting(self, budget: Budget, among: Sequence[int] | None = None) -> list[int]:
+        among = self._numbers if among is None else among
+        found = [number for number in among if not self._misses(number, budget)]
+        if not found:
+            nearest = min(among, key=lambda number: self._excess(number, budget))
+            raise BudgetNotMetError(
+                f"no saved point meets the budget; nearest is point {nearest}: "
+                f"{'; '.join(self._misses(nearest, budget))}",
+                "allow more, or compress again to this budget",
+            )
+        return found
+
+    def _misses(self, number: int, budget: Budget) -> list[str]:
+        manifest = self._bundle.manifest
+        return budget.misses(
+            costs_of(manifest.points[number].costs), costs_of(manifest.before), self._latency_pair(number)
+        )
+
+    def _excess(self, number: int, budget: Budget) -> float:
+        """The largest ratio of a figure to its limit."""
+        manifest = self._bundle.manifest
+        costs, before = costs_of(manifest.points[number].costs), costs_of(manifest.before)
+        figures = [figure(limit.kind, costs, before, self._latency_pair(number)) for limit in budget.limits]
+        return max(
+            reached / limit.absolute(original)
+            for limit, (reached, original) in zip(budget.limits, figures, strict=True)
+        )
+
+    def _latency_pair(self, number: int) -> tuple[float, float] | None:
+        if number not in self._latencies or self._original_ms is None:
+            return None
+        return self._latencies[number], self._original_ms
+
+    def _measure(self, numbers: Sequence[int]) -> None:
+        """Measure points and the original in turns, unless they are known."""
+        if all(self._latency_pair(number) for number in numbers):
+            return
+        if isinstance(self._place, TargetStatus):
+            raise TargetUnavailableError(
+                f"{self._place.name}: {self._place.reason}", self._place.how or "choose another target"
+            )
+        found = workload_of(self._bundle, self._workload)
+        with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+            folder = Path(temporary)
+            subjects = {ORIGINAL: Subject(to_onnx(found.model, found, folder / "original.onnx"))}
+            subjects |= point_subjects(self._bundle, found, numbers, folder)
+            profiles = measure(subjects, self._place)
+        medians = {name: profile.latency.median for name, profile in profiles.items() if profile.latency}
+        self._original_ms = medians.pop(ORIGINAL)
+        self._latencies, self.measured = {int(name): median for name, median in medians.items()}, True
+
+
+def _recorded(bundle: Bundle, target: str) -> tuple[float | None, dict[int, float]]:
+    """(original's, points') medians that were measured on this machine when the bundle was written."""
+    benchmark = Benchmark.of(bundle)
+    if benchmark is None or benchmark.machine != machine.describe():
+        return None, {}
+    original = [each.latency.median for each in benchmark.profiles_against if each.target == target and each.latency]
+    points = {
+        number: point.latency_ms[target]
+        for number, point in enumerate(bundle.manifest.points)
+        if target in point.latency_ms
+    }
+    return (original[0] if original else None), points
+
+
+def weights_of(manifest: Manifest, prefer: Mapping[str, float]) -> dict[str, float]:
+    """Every task's weight in Δ_MTL: 1 unless the user prefers otherwise.
+
+    Raises:
+        BudgetError: no such task, or weights that make no mean.
+    """
+    names = [task.name for task in manifest.tasks]
+    for name, weight in prefer.items():
+        if name not in names:
+            raise BudgetError(f'no task "{name}" to prefer', f"the tasks are: {', '.join(names)}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise BudgetError(f'the weight of "{name}" is {weight}', "give a number of at least 0")
+    weights = {name: float(prefer.get(name, 1.0)) for name in names}
+    if not any(weights.values()):
+        raise BudgetError("every task has the weight 0", "give one task a weight above 0")
+    return weights
+
+
+def widths(bundle: Bundle, number: int) -> dict[str, int]:
+    """Channels that each prunable group kept at a point, from the run's decisions: point n is the end of round n."""
+    history = history_of(bundle)
+    kept = {group["name"]: group["channels"] for group in history["groups"] if group["prunable"]}
+    kept |= {each["group"]: each["kept"] for each in history["decisions"] if each["round"] <= number}
+    return kept

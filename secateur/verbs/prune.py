@@ -1,0 +1,87 @@
+"""prune: PAGCP on a workload, to a budget."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.compress import pagcp
+from secateur.compress.compressed import Compressed
+from secateur.compress.pagcp.settings import Settings
+from secateur.core.budget import Budget, Tolerance
+from secateur.core.task import Workload
+from secateur.verbs.sources import AnyWorkload, find_workload
+
+AnyBudget = str | Iterable[str] | Budget | None
+AnyDrop = str | Iterable[str] | Mapping[str, str] | Tolerance | None
+
+
+def prune(
+    workload: AnyWorkload,
+    budget: AnyBudget = None,
+    drop: AnyDrop = None,
+    *,
+    epochs: int | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    paper: bool = False,
+    settings: Settings | None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    inplace: bool = False,
+) -> Compressed:
+    """Prune a model's channels to a budget with PAGCP, every task within its own tolerance.
+
+    Args:
+        workload: or its reference: a built-in name or `package.module:function`.
+        budget: `"flops<=40%"`, or several; all must hold. Optional with `paper`.
+        drop: allowed relative drop of the metrics: `"1%"`, `["1%", "depth=3%"]` or `{"*": "1%", "depth": "3%"}`.
+        epochs: of fine-tuning, over all rounds.
+        rounds: prune and fine-tune rounds; each leaves one point to select from.
+        paper: the published schedule instead of ours.
+        settings: everything else that can be set; `epochs`, `rounds` and `paper` are applied to it.
+        state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
+        inplace: also cut the workload's own model to the result.
+
+    Raises:
+        BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
+    """
+    workload, folder = find_workload(workload), None if state is None else Path(state)
+    result = pagcp.prune(
+        workload,
+        Budget.parse(budget),
+        Tolerance.parse(drop),
+        settings_of(settings, epochs=epochs, rounds=rounds, paper=paper),
+        seed=seed,
+        state=folder,
+        resume=resume,
+    )
+    if inplace:
+        _cut_inplace(workload, result)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def settings_of(
+    settings: Settings | None, *, epochs: int | None = None, rounds: int | None = None, paper: bool = False
+) -> Settings:
+    """The settings of a run: what is given by name goes above what `settings` says."""
+    settings = settings or Settings()
+    settings = settings.published() if paper else settings
+    return replace(
+        settings,
+        epochs=settings.epochs if epochs is None else epochs,
+        rounds=settings.rounds if rounds is None else rounds,
+    )
+
+
+def _cut_inplace(workload: Workload, result: Compressed) -> None:
+    """Make the user's own object the chosen model; the result keeps a copy of the original."""
+    result.workload = workload.with_model(copy.deepcopy(workload.model))
+    result.point.channel_map.apply(workload.model)
+    workload.model.load_state_dict(result.model.state_dict())

@@ -1,0 +1,143 @@
+"""select: among the points that a run saved, the best one that meets a budget."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from secateur.core.budget import Budget
+from secateur.core.bundle import Bundle, Point, check_output, new_bundle
+from secateur.core.errors import BudgetError, BundleError, DeviceError, WorkloadError
+from secateur.verbs import benchmark, report
+from secateur.verbs.complete import complete
+from secateur.verbs.measure import Place, places
+from secateur.verbs.points import Points, weights_of, widths
+from secateur.verbs.prune import AnyBudget
+from secateur.verbs.sources import AnyBundle, AnyWorkload, open_bundle, workload_of
+from secateur.verbs.staging import check_state, finish, state_folder
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The point that was picked. `latency_ms` is the median on the target, None where it is not known; `measured` says
+    that it was measured for this choice and not when the bundle was made."""
+
+    bundle: Bundle
+    point: int
+    budget: Budget
+    widths: dict[str, int]
+    target: str
+    latency_ms: float | None
+    measured: bool
+    delta_mtl: float
+    search_ms: float
+
+    @property
+    def entry(self) -> Point:
+        return self.bundle.manifest.points[self.point]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `select --json`."""
+        expected = {"latency_ms": self.latency_ms, **self.entry.costs.model_dump(), "metrics": self.entry.metrics}
+        return {
+            "bundle": str(self.bundle.path),
+            "point": self.point,
+            "widths": self.widths,
+            "budget": [str(limit) for limit in self.budget.limits],
+            "budget_met": True,
+            "expected": {**expected, "delta_mtl": self.delta_mtl},
+            "target": self.target,
+            "search_ms": self.search_ms,
+        }
+
+
+def select(
+    bundle: AnyBundle,
+    budget: AnyBudget,
+    target: str = "cpu",
+    prefer: Mapping[str, float] | None = None,
+    *,
+    workload: AnyWorkload | None = None,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    command: str = "",
+) -> Selection:
+    """Pick the saved point with the best Δ_MTL among those that meet every limit.
+
+    Args:
+        budget: flops, params, memory and size are known of every point; latency is taken from the bundle where it was
+            measured on this machine and target, and measured now elsewhere.
+        prefer: weights of the tasks in Δ_MTL; 1 for those that are not named.
+        workload: of the bundle, instead of the one that it refers to.
+        output: write a bundle whose chosen point is the pick, exported, measured and reported anew.
+
+    Raises:
+        BudgetNotMetError: no point meets the budget; the message says how near the nearest comes.
+        TargetUnavailableError: a latency is limited on a target that cannot be had here.
+    """
+    started, opened, limits = time.perf_counter(), open_bundle(bundle), Budget.parse(budget)
+    if not limits:
+        raise BudgetError("no budget is given", 'for example: --budget "flops<=40%"')
+    place, weights = _one_place(target), weights_of(opened.manifest, prefer or {})
+    if output is not None:
+        check_output(Path(output), force)
+        check_state(Path(output), force=force)
+    points = Points(opened, place, workload)
+    number = points.best(limits, weights)
+    selection = Selection(
+        opened, number, limits, widths(opened, number), place.name, points.latency_ms(number), points.measured,
+        points.delta_mtl(number, weights), 1e3 * (time.perf_counter() - started),
+    )  # fmt: skip
+    if output is None:
+        return selection
+    return replace(selection, bundle=_write(selection, place, workload, Path(output), command))
+
+
+def _one_place(target: str) -> Place:
+    found = places(target)
+    if len(found) != 1:
+        raise DeviceError(f'"{target}" names {len(found)} targets', "select for one, for example: --target cpu")
+    return found[0]
+
+
+def _write(selection: Selection, place: Place, workload: AnyWorkload | None, output: Path, command: str) -> Bundle:
+    """A bundle of the same points whose chosen one is the pick. Without its workload it holds weights only."""
+    bundle, formats = selection.bundle, [artefact.format for artefact in selection.bundle.manifest.artefacts]
+    staged = _copy(selection, state_folder(output) / "bundle", command)
+    try:
+        found = workload_of(bundle, workload)
+    except WorkloadError as error:
+        warnings.warn(f"the new bundle holds weights only: {error.message}", stacklevel=3)
+    else:
+        staged = complete(staged, found, formats=formats, where=[place])
+    return finish(staged, output)
+
+
+def _copy(selection: Selection, folder: Path, command: str) -> Bundle:
+    source = selection.bundle
+    if problems := source.verify():
+        raise BundleError(problems[0], "copy the bundle again, or compress again")
+    stale = {report.FILE, benchmark.FILE, *(artefact.path for artefact in source.manifest.artefacts)}
+    manifest = source.manifest.model_copy(
+        update={
+            "chosen": selection.point,
+            "budget": [str(limit) for limit in selection.budget.limits],
+            "budget_met": True,
+            "misses": [],
+            "artefacts": [],
+            "command": " && ".join(filter(None, (source.manifest.command, command))),
+        }
+    )
+    with new_bundle(folder, force=True) as (staged, finish_manifest):
+        for name in source.manifest.files:
+            if name not in stale:
+                (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source.file(name), staged / name)
+        finish_manifest(manifest)
+    return Bundle.open(folder)

@@ -1,0 +1,59 @@
+"""What a verb is given, made into what it works on: a workload by name, a bundle by path, a bundle's own workload."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from secateur.compress.compressed import load_model
+from secateur.core.bundle import Bundle, is_bundle
+from secateur.core.errors import WorkloadError
+from secateur.core.task import Workload
+from secateur.workloads import workload as workload_by_name
+
+AnyBundle = Bundle | str | os.PathLike[str]
+AnyWorkload = Workload | str
+
+
+def find_workload(given: AnyWorkload) -> Workload:
+    """A workload itself, or by its reference: a built-in name or `package.module:function`."""
+    return given if isinstance(given, Workload) else workload_by_name(given)
+
+
+def open_bundle(given: AnyBundle) -> Bundle:
+    """A bundle itself, or by its folder."""
+    return given if isinstance(given, Bundle) else Bundle.open(given)
+
+
+def looks_like_bundle(given: object) -> bool:
+    """Whether a bundle is meant: one that is open, a folder that holds one, or text that can only be a path."""
+    if isinstance(given, Bundle):
+        return True
+    if not isinstance(given, (str, os.PathLike)):
+        return False
+    path = Path(given)
+    return is_bundle(path) or path.is_dir() or (":" not in str(given) and os.sep in str(given))
+
+
+def workload_of(bundle: Bundle, workload: AnyWorkload | None = None) -> Workload:
+    """The workload that a bundle was made from, judged on the bundle's tasks.
+
+    Args:
+        workload: instead of the one that the manifest refers to.
+
+    Raises:
+        WorkloadError: the bundle does not say where its workload is, or it cannot be loaded.
+    """
+    found = workload or bundle.manifest.reference
+    if found is None:
+        raise WorkloadError(
+            f"{bundle.path} does not say where its workload is", "name it with --workload package.module:function"
+        )
+    return find_workload(found).select_tasks(task.name for task in bundle.manifest.tasks)
+
+
+def compressed_model(bundle: Bundle, workload: Workload, point: int | None = None) -> nn.Module:
+    """A point of a bundle, the chosen one by default, rebuilt from the workload's own class."""
+    return load_model(bundle, workload.factory or (lambda: workload.model), point)

@@ -1,0 +1,41 @@
+"""Staging: what is not finished stands in `<output>.state` beside the output, and takes its place when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from secateur.core.bundle import Bundle
+from secateur.core.errors import OutputError
+from secateur.core.files import clear_errors, writing_folder
+
+
+def state_folder(output: Path) -> Path:
+    """Where work that ends in `output` keeps what is not finished."""
+    return output.with_name(f"{output.name}.state")
+
+
+def check_state(output: Path, *, resume: bool = False, force: bool = False) -> Path:
+    """The state folder of an output. A stopped run may hold hours of work: it is neither overwritten nor resumed
+    unasked.
+
+    Raises:
+        OutputError
+    """
+    state = state_folder(output)
+    with clear_errors(state):
+        taken = state.exists() and (not state.is_dir() or any(state.iterdir()))
+    if taken and not resume and not force:
+        raise OutputError(
+            f"{state} holds a run that was stopped", "continue it with --resume, or start again with --force"
+        )
+    return state
+
+
+def finish(staged: Bundle, output: Path) -> Bundle:
+    """Put a staged bundle in its place and forget its state."""
+    with writing_folder(output) as folder:
+        folder.rmdir()
+        staged.path.rename(folder)
+    shutil.rmtree(state_folder(output), ignore_errors=True)
+    return Bundle.open(output)
