@@ -39,7 +39,13 @@ class ChannelMap:
         Raises:
             BundleError: the model is not the one that the map was made for.
         """
-        remove_modules(model, self.removed_modules)
+        try:
+            remove_modules(model, self.removed_modules)
+        except AttributeError as error:
+            raise BundleError(
+                f"a module that compression took out is not in the model: {error}",
+                "load the bundle with the class it was made from",
+            ) from error
         names = tensor_aliases(model)
         for name, shape in self.shapes.items():
             if name not in names:
@@ -55,14 +61,16 @@ class ChannelMap:
         cut(model, self.kept)
 
     def then(self, later: ChannelMap) -> ChannelMap:
-        """The map of this cut followed by a later one on the result."""
+        """The map of this cut followed by a later one on the result. What is taken out later needs no cut before."""
         kept = {name: dict(dims) for name, dims in self.kept.items()}
         for name, dims in later.kept.items():
             for dim, index in dims.items():
                 before = kept.setdefault(name, {}).get(dim)
                 kept[name][dim] = index if before is None else before[index]
         gone = tuple(dict.fromkeys((*self.removed_modules, *later.removed_modules)))
-        return ChannelMap(kept, {**later.shapes, **self.shapes}, gone)
+        left = {name: dims for name, dims in kept.items() if not within(name, gone)}
+        shapes = {**later.shapes, **self.shapes}
+        return ChannelMap(left, {name: shapes[name] for name in left}, gone)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -83,17 +91,19 @@ class ChannelMap:
         try:
             shapes = {str(name): tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}
             kept = {
-                str(name): {int(dim): _checked(index, shapes[name][int(dim)]) for dim, index in dims.items()}
+                str(name): {int(dim): _checked(index, shapes[name], int(dim)) for dim, index in dims.items()}
                 for name, dims in document["kept"].items()
             }
             return cls(kept, shapes, tuple(map(str, document["removed_modules"])))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"the channel map is damaged: {error}", "compress again") from error
 
 
-def _checked(index: Sequence[int], size: int) -> Index:
+def _checked(index: Sequence[int], shape: tuple[int, ...], dim: int) -> Index:
+    if dim < 0 or not all(type(entry) is int for entry in index):
+        raise ValueError("kept indices must be whole numbers along a dimension counted from 0")
     array = np.asarray(index, dtype=np.int64)
-    if array.ndim != 1 or array.size == 0 or array[0] < 0 or array[-1] >= size or (np.diff(array) <= 0).any():
+    if array.size == 0 or array[0] < 0 or array[-1] >= shape[dim] or (np.diff(array) <= 0).any():
         raise ValueError("kept indices must ascend within the parameter's size")
     return array
 
@@ -123,10 +133,24 @@ def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
 
 
 def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:
-    """Replace modules by an identity, so that a forward that still calls them runs."""
+    """Replace modules by an identity, so that a forward that still calls them runs. Of a container that is not called
+    itself (a ModuleDict), the members are replaced.
+
+    Raises:
+        AttributeError: the model has no such module.
+    """
     for path in paths:
+        module = model.get_submodule(path)
+        if type(module).forward is nn.Module.forward:
+            remove_modules(module, [name for name, _ in module.named_children()])
+            continue
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.Identity())
+
+
+def within(name: str, paths: Iterable[str]) -> bool:
+    """Whether a parameter belongs to one of the modules."""
+    return any(name.startswith(f"{path}.") for path in paths)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -205,9 +205,9 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             shared = json.loads((file.metadata() or {}).get("shared", "{}"))
-    except (safetensors.SafetensorError, ValueError) as error:
+        return state | {name: state[source] for name, source in shared.items()}
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}", "compress again") from error
-    return state | {name: state[source] for name, source in shared.items()}
 
 
 def change(workload: Workload, before: Mapping[str, float], after: Mapping[str, float]) -> float:

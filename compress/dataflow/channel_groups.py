@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from secateur.compress.channel_map import ChannelMap, Index, named_tensors
+from secateur.compress.channel_map import ChannelMap, Index, named_tensors, within
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
@@ -27,6 +27,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         model: the traced module; never changed, unless `cut(..., inplace=True)`.
         graphs: its evaluation-mode graphs, one per call that its tasks need.
         dead: topmost paths of modules that no output in evaluation mode depends on.
+        removable: those of them that the model runs without, as found by trial.
         trains: whether training mode could be traced too, so that auxiliary heads are cut along.
     """
 
@@ -39,13 +40,16 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         groups: Groups,
         dead: tuple[str, ...],
         trains: bool,
+        removable: tuple[str, ...] = (),
     ) -> None:
         self.model, self.graphs, self.labels, self.components = model, tuple(graphs), labels, components
-        self.groups, self.dead, self.trains = groups, dead, trains
+        self.groups, self.dead, self.trains, self.removable = groups, dead, trains, removable
 
-    def with_groups(self, groups: Groups) -> ChannelGroups:
-        """The same trace with other groups."""
-        return ChannelGroups(self.model, self.graphs, self.labels, self.components, groups, self.dead, self.trains)
+    def settled(self, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
+        """The same trace with what trial cuts found."""
+        return ChannelGroups(
+            self.model, self.graphs, self.labels, self.components, groups, self.dead, self.trains, removable
+        )
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return self.groups[name]
@@ -75,7 +79,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         self._refuse_fixed(keep)
         return MaskedModel(self, keep)
 
-    def channel_map(self, keep: Keep) -> ChannelMap:
+    def channel_map(self, keep: Keep, *, remove_dead: bool = False) -> ChannelMap:
         """What `cut` would do, as data."""
         self._refuse_fixed(keep)
         tensors = named_tensors(self.model)
@@ -90,21 +94,24 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
                 for dim, out in sorted(dims.items())
             }
             for parameter, dims in gone.items()
+            if not (remove_dead and within(parameter, self.removable))
         }
-        return ChannelMap(kept_indices, {parameter: tuple(tensors[parameter].shape) for parameter in kept_indices})
+        shapes = {parameter: tuple(tensors[parameter].shape) for parameter in kept_indices}
+        return ChannelMap(kept_indices, shapes, self.removable if remove_dead else ())
 
-    def cut(self, keep: Keep, *, inplace: bool = False) -> nn.Module:
+    def cut(self, keep: Keep, *, remove_dead: bool = False, inplace: bool = False) -> nn.Module:
         """The model with the channels removed: the user's own class, smaller layers.
 
         Args:
             keep: group name → channels to keep. Other groups stay whole.
+            remove_dead: replace the `removable` modules by identities.
             inplace: cut the traced model itself; this object must not be used afterwards.
 
         Raises:
             ValueError: for a group that is not prunable, or a wrong choice of channels.
         """
         model = self.model if inplace else copy.deepcopy(self.model)
-        self.channel_map(keep).apply(model)
+        self.channel_map(keep, remove_dead=remove_dead).apply(model)
         return model
 
     def _refuse_fixed(self, keep: Keep) -> None:

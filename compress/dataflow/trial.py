@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.compress.channel_map import remove_modules
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import Groups, Index
 from secateur.core.predict import as_args, takes_task
@@ -25,16 +26,33 @@ TOLERANCE = 1e-3
 
 
 def settle(groups: ChannelGroups, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
-    """The same groups, with those that a trial cut proves unusable marked not prunable, and why."""
+    """The same groups, with those that a trial cut proves unusable marked not prunable, and why; and the dead modules
+    that a trial shows to be removable."""
     names = [group.name for group in groups.prunable]
     bad = _culprits(groups, names, inputs, tasks)
-    if not bad:
-        return groups
     settled = [
         replace(group, why_not=f"a trial cut failed: {bad[group.name]}") if group.name in bad else group
         for group in groups.values()
     ]
-    return groups.with_groups(Groups(settled))
+    removable = tuple(path for path in groups.dead if _runs_without(groups, (path,), inputs, tasks))
+    return groups.settled(Groups(settled), removable if _runs_without(groups, removable, inputs, tasks) else ())
+
+
+def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, tasks: Sequence[str]) -> bool:
+    """Whether the model gives the same outputs, and trains, without some of its dead modules."""
+    small = copy.deepcopy(groups.model).eval()
+    remove_modules(small, paths)
+    whole = groups.mask({})
+    try:
+        for call in range(len(groups.graphs)):
+            pairs = zip(whole(inputs, call).values(), _outputs(small, inputs, tasks, call), strict=True)
+            if any(_difference(one, other) > TOLERANCE for one, other in pairs):
+                return False
+        if groups.trains:
+            _outputs(small.train(), inputs, tasks, 0)
+    except Exception:  # the user's forward may raise anything
+        return False
+    return True
 
 
 def _culprits(groups: ChannelGroups, names: Sequence[str], inputs: Any, tasks: Sequence[str]) -> dict[str, str]:
@@ -57,7 +75,7 @@ def _try(groups: ChannelGroups, names: Iterable[str], inputs: Any, tasks: Sequen
     keep = {name: half(groups[name].channels) for name in names}
     expected = groups.mask(keep)
     try:
-        small = groups.cut(keep)
+        small = groups.cut(keep).eval()
         for call, graph in enumerate(groups.graphs):
             found = _outputs(small, inputs, tasks, call)
             for name, one, other in zip(graph.output_names, expected(inputs, call).values(), found, strict=True):

@@ -21,6 +21,7 @@ from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.compressed import Compressed, CompressedPoint
+from secateur.compress.dataflow import trace
 from secateur.compress.finetune import Recipe, finetune
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
@@ -88,6 +89,9 @@ class _Run:
         before = count(workload.model, workload.example_input, workload.task_names).costs
         metrics_before = self._metrics(journal, "before", workload.model)
         model, channels, points = copy.deepcopy(workload.model).eval(), ChannelMap(), list[CompressedPoint]()
+        if self.settings.remove_dead:
+            channels = trace(model, workload.example_input, workload.task_names).channel_map({}, remove_dead=True)
+            channels.apply(model)
         for number in range(self.settings.rounds):
             one = Round(model, workload, self.settings, self._strictness(), journal, self.record, number)
             cut = one.prune(self._target(number), before)

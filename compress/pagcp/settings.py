@@ -24,11 +24,14 @@ class Settings:
         max_passes: sequences over all groups within one round before the round gives up on its budget.
         stop_at_budget: end a sequence as soon as the round's budget is met.
         bisect: find the largest accepted ratio by bisection, as the loss grows with the ratio; else try them in order.
+        check_monotone: where the loss was seen to fall while more channels went, try the ratios in order after all,
+            which gives the published decision there too.
         saliency: which channels of a group go first: "l1" (published), "l2", "taylor", "random".
         min_channels: channels that always stay in a group.
         epochs: of fine-tuning, over all rounds.
         lr, weight_decay, distillation, clip: of fine-tuning; `distillation` is the weight of the teacher's outputs.
         cache_limit: bytes of activations that prefix caching may hold.
+        remove_dead: take out the modules that no output in evaluation mode depends on.
         calibration_samples: samples of the calibration loader that the oracle uses; None for all.
     """
 
@@ -40,6 +43,7 @@ class Settings:
     max_passes: int = 12
     stop_at_budget: bool = True
     bisect: bool = True
+    check_monotone: bool = False
     saliency: str = "l1"
     min_channels: int = 1
     epochs: int = 12
@@ -48,7 +52,7 @@ class Settings:
     distillation: float = 1.0
     clip: float = 1.0
     cache_limit: int = 2 * 2**30
-    calibration_samples: int | None = 128
+    calibration_samples: int | None = 64
 
     def __post_init__(self) -> None:
         for name in ("rounds", "max_passes", "min_channels"):
@@ -64,5 +68,5 @@ class Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
         return replace(
             self, local_tolerance=0.05, global_tolerance=5.0, keep_share=0.8, ratios=RATIOS, rounds=1, max_passes=1,
-            stop_at_budget=False, saliency="l1", calibration_samples=None,
+            stop_at_budget=False, check_monotone=True, saliency="l1", calibration_samples=None,
         )  # fmt: skip
