@@ -55,7 +55,10 @@ def prepare(report: Report) -> dict[str, Any] | None:
     if not entries:
         return None
     rounds = [
-        {"number": number + 1, "decisions": [_decision(entry) for entry in group]}
+        {
+            "number": number + 1,
+            "decisions": [_decision(position, entry) for position, entry in enumerate(group, start=1)],
+        }
         for number, group in groupby(entries, key=lambda entry: entry["round"])
     ]
     return {
@@ -103,11 +106,11 @@ def _words(trial: Trial) -> str:
     return f"{units.percent(100 * trial.ratio)} removed: loss × {units.number(trial.loss_ratio)}, {verdict}"
 
 
-def _decision(entry: Mapping[str, Any]) -> Decision:
+def _decision(position: int, entry: Mapping[str, Any]) -> Decision:
     spark = sparkline(entry.get("curve", ()), entry.get("tau"))
     accepted = [trial for trial in spark.trials if trial.accepted] if spark else []
     return Decision(
-        position=entry["position"] + 1,
+        position=position,
         group=entry["group"],
         channels=entry["channels"],
         before=entry.get("kept_before", entry["channels"]),
