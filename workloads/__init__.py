@@ -103,4 +103,4 @@ def _failure(doing: str, error: Exception) -> WorkloadError:
 
 
 def _described(value: Any) -> str:
-    return "nothing (None)" if value is None else f"a {type(value).__name__}"
+    return "nothing (None)" if value is None else f"a value of type {type(value).__name__}"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secateur.core.errors import OutputError
 from secateur.core.files import writing
 from secateur.core.progress import say
 from secateur.workloads.scene_images import images
@@ -26,7 +27,10 @@ SPLITS = {
 
 
 def split(name: str) -> dict[str, Tensor]:
-    """The tensors of `images(SPLITS[name])`, normals in float16, from the cache or rendered now (seconds)."""
+    """The tensors of `images(SPLITS[name])`, normals in float16, from the cache or rendered now (seconds).
+
+    A cache that cannot be written costs only time.
+    """
     path = Path(platformdirs.user_cache_dir("secateur")) / f"scenes-{name}.safetensors"
     cached = _read(path)
     if cached is not None:
@@ -34,8 +38,11 @@ def split(name: str) -> dict[str, Tensor]:
     say(f"rendering the {name} split of scenes ({len(SPLITS[name])} pictures)")
     tensors = {key: torch.from_numpy(value).contiguous() for key, value in images(SPLITS[name]).items()}
     tensors["normals"] = tensors["normals"].half()
-    with writing(path) as temporary:
-        save_file(tensors, temporary, {"version": VERSION, "sha256": _digest(tensors)})
+    try:
+        with writing(path) as temporary:
+            save_file(tensors, temporary, {"version": VERSION, "sha256": _digest(tensors)})
+    except (OutputError, SafetensorError) as error:
+        say(f"not kept for the next run: {error}")
     return tensors
 
 

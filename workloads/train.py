@@ -29,13 +29,14 @@ SMALL = 64
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    recipe: Recipe = importlib.import_module(f"secateur.workloads.{options.workload}").recipe()
-    try:
-        description = run(recipe, options)
-    except SecateurError as error:
-        say(f"error: {error.message}\n{error.hint}")
-        return error.exit_code
-    say(", ".join(f"{name} {value:.4f}" for name, value in description["metrics"].items()))
+    for name in options.workload:
+        recipe: Recipe = importlib.import_module(f"secateur.workloads.{name}").recipe()
+        try:
+            metrics = run(recipe, options)["metrics"]
+        except SecateurError as error:
+            say(f"error: {error.message}\n{error.hint}")
+            return error.exit_code
+        say(f"{name}: " + ", ".join(f"{task} {value:.4f}" for task, value in metrics.items()))
     return 0
 
 
@@ -67,7 +68,7 @@ def run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m secateur.workloads.train", description=__doc__)
-    parser.add_argument("workload", choices=names())
+    parser.add_argument("workload", nargs="+", choices=names())
     parser.add_argument("--epochs", type=_positive, help="passes over the training split (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=_positive, default=2)
@@ -77,10 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError("must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above zero")
+    return int(text)
 
 
 if __name__ == "__main__":

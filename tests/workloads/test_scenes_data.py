@@ -97,7 +97,6 @@ def test_splits_share_no_seed() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache of its own, and splits of a few scenes."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     monkeypatch.setitem(scene_splits.SPLITS, "train", range(40))
     return tmp_path / "secateur" / "scenes-train.safetensors"
@@ -124,6 +123,11 @@ def test_a_sound_cache_is_read_and_not_rendered(small: Path, monkeypatch: pytest
     first = scene_splits.split("train")
     monkeypatch.setattr(scene_splits, "images", None)
     assert torch.equal(scene_splits.split("train")["depth"], first["depth"])
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(small: Path) -> None:
+    small.parent.write_text("a file where the folder should be")
+    assert len(scene_splits.split("train")["depth"]) == 40
 
 
 def test_training_batches_are_shuffled_anew_but_repeat_with_the_seed(small: Path) -> None:

@@ -12,7 +12,7 @@ from secateur.workloads.train import main
 def test_training_writes_weights_with_their_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(digits.SPLITS, "train", (0, 1100, 1500))
     monkeypatch.setitem(digits.SPLITS, "test", (1400, 1797, 128))
-    assert main(["digits", "--epochs", "2", "--seed", "1", "--output", str(tmp_path)]) == 0
+    assert main(["digits", "--epochs", "2", "--seed", "1", "--threads", "1", "--output", str(tmp_path)]) == 0
     written = checkpoint.document("digits", tmp_path)
     assert written["seed"] == 1
     assert "--epochs 2 --seed 1" in written["command"]
