@@ -1,0 +1,57 @@
+"""`secateur export`, `secateur verify` and `secateur report`: what is done with a bundle once it exists."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import BundlePath, Force, WorkloadOption
+from secateur.cli.verb import Answer, verb
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    verb(app)(export)
+    verb(app)(verify)
+    verb(app)(report)
+
+
+def export(
+    bundle: BundlePath,
+    to: Annotated[str, typer.Option("--to", metavar="FORMATS", help="Formats, between commas.")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the files. [default: into the bundle]")
+    ] = None,
+    workload: WorkloadOption = None,
+    force: Force = False,
+) -> Answer:
+    """Export a bundle's model, proven against torch."""
+    from secateur.api import export as write
+    from secateur.cli.listing import show_artefacts
+
+    found = write(bundle, to, output, workload=workload, force=force)
+    document = [{"format": each.format, "path": str(each.path), "parity": asdict(each.parity)} for each in found]
+    return Answer({"artefacts": document}, lambda console: show_artefacts(console, found))
+
+
+def verify(bundle: BundlePath, workload: WorkloadOption = None) -> Answer:
+    """Check a bundle's files and artefacts.
+
+    Every byte against its hash, and every artefact beside the torch model.
+    """
+    from secateur.api import verify as check
+    from secateur.cli.listing import show_verification
+
+    found = check(bundle, workload=workload)
+    return Answer(found.as_json(), lambda console: show_verification(console, found))
+
+
+def report(bundle: BundlePath, workload: WorkloadOption = None) -> Answer:
+    """Write a bundle's report.html again."""
+    from secateur.api import report as write
+
+    path = write(bundle, workload=workload)
+    return Answer({"report": str(path)}, lambda console: console.print(str(path), soft_wrap=True))

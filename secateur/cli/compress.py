@@ -1,0 +1,139 @@
+"""`secateur compress` and `secateur demo`: the whole way from a trained model to a bundle with its report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.options import Budgets, Drops, Force, Resume, Seed, Targets, WorkloadName
+from secateur.cli.verb import Answer, typed, verb
+from secateur.core.errors import BudgetNotMetError, StoppedError
+
+if TYPE_CHECKING:
+    from secateur.core.bundle import Bundle
+
+RUNS = Path("runs")
+DEMO_BUDGET, DEMO_DROP = ["flops<=40%", "params<=40%"], ["1%"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    verb(app)(compress)
+    verb(app)(demo)
+
+
+def compress(
+    context: typer.Context,
+    workload: WorkloadName,
+    method: Annotated[str, typer.Option("--method", help="pagcp: channel pruning (Ye et al., 2023).")] = "pagcp",
+    *,
+    budget: Budgets,
+    drop: Drops,
+    target: Targets = ["cpu"],  # noqa: B006 - typer copies it
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Of fine-tuning, over all rounds.", show_default=False)
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Prune and fine-tune; each leaves a point.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the bundle. [default: runs/WORKLOAD-METHOD]")
+    ] = None,
+    resume: Resume = False,
+    paper: Annotated[bool, typer.Option("--paper", help="The published schedule; a budget is then optional.")] = False,
+    force: Force = False,
+) -> Answer:
+    """Compress a trained model to a budget.
+
+    Prunes, fine-tunes, exports to ONNX, measures and writes the report, all into one bundle.
+    """
+    if method != "pagcp":
+        raise typer.BadParameter(f'this version compresses with "pagcp", not "{method}"', param_hint="--method")
+
+    def work(command: str) -> Bundle:
+        from secateur.api import compress_to_bundle
+        from secateur.verbs.prune import settings_of
+        from secateur.verbs.sources import find_workload
+
+        found = find_workload(workload)
+        return compress_to_bundle(
+            found, output or RUNS / f"{_file_name(found.name)}-{method}", budget, drop,
+            settings=settings_of(None, epochs=epochs, rounds=rounds, paper=paper),
+            targets=target, seed=seed, resume=resume, force=force, command=command,
+        )  # fmt: skip
+
+    return _resumable(context, work)
+
+
+def demo(
+    context: typer.Context,
+    quick: Annotated[bool, typer.Option("--quick", help="The small workload digits, in less than a minute.")] = False,
+    resume: Resume = False,
+) -> Answer:
+    """Compress an embedded model, start to end.
+
+    The workload scenes to 40% of its FLOPs and parameters, into runs/demo, which is replaced.
+    """
+
+    def work(command: str) -> Bundle:
+        from secateur.api import compress_to_bundle
+        from secateur.verbs.prune import settings_of
+
+        return compress_to_bundle(
+            "digits" if quick else "scenes", RUNS / "demo", DEMO_BUDGET, DEMO_DROP,
+            settings=settings_of(None, epochs=4, rounds=2) if quick else None,
+            resume=resume, force=True, command=command,
+        )  # fmt: skip
+
+    return _resumable(context, work)
+
+
+def _resumable(context: typer.Context, work: Callable[[str], Bundle]) -> Answer:
+    """Do the work; whoever stops it is told how to go on."""
+    command = typed(context)
+    try:
+        bundle = work(command)
+    except KeyboardInterrupt:
+        again = command if "--resume" in context.obj else f"{command} --resume"
+        raise StoppedError("stopped; nothing was lost", f"continue with: {again}") from None
+    from secateur.cli.tables import show_bundle
+    from secateur.verbs.benchmark import Benchmark
+
+    manifest, measured = bundle.manifest, Benchmark.of(bundle)
+    document = {
+        "bundle": str(bundle.path),
+        "report": str(bundle.file("report.html")),
+        "method": manifest.method,
+        "budget": manifest.budget,
+        "budget_met": manifest.budget_met,
+        "misses": manifest.misses,
+        "costs": {"before": manifest.before.model_dump(), "after": manifest.point.costs.model_dump()},
+        "metrics": {
+            "before": manifest.metrics_before,
+            "after": manifest.point.metrics,
+            "delta_mtl": manifest.point.delta_mtl,
+        },
+        "oracle": manifest.oracle,
+        "benchmark": measured and measured.as_json(),
+        "seconds": manifest.seconds,
+    }
+    return Answer(document, lambda console: show_bundle(console, bundle, measured), _missed(bundle))
+
+
+def _missed(bundle: Bundle) -> BudgetNotMetError | None:
+    if bundle.manifest.budget_met:
+        return None
+    return BudgetNotMetError(
+        f"not reached: {'; '.join(bundle.manifest.misses)}",
+        f"the nearest result was kept in {bundle.path}; allow more, or give it more --epochs",
+    )
+
+
+def _file_name(name: str) -> str:
+    """A workload's name as that of a folder."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "workload"

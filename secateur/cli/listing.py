@@ -1,0 +1,91 @@
+"""What the other commands show to people: lists of targets, groups, artefacts and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from secateur.targets.registry import TargetStatus
+    from secateur.verbs.export import Artefact
+    from secateur.verbs.inspect import Inspection
+    from secateur.verbs.verify import Verification
+
+
+def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """An empty table; columns in `numbers` are aligned to the right."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column in numbers
+        made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return made
+
+
+def show_targets(console: Console, found: Sequence[TargetStatus]) -> None:
+    """Name, kind and status of each; why one cannot be had, and how to get it."""
+    shown = table("target", "kind", "status", "why, and how to get it")
+    for each in found:
+        why = "; ".join(filter(None, (each.reason, each.how)))
+        shown.add_row(each.name, each.kind, each.status, why)
+    console.print(shown)
+
+
+def show_inspection(console: Console, found: Inspection) -> None:
+    """Groups, tasks, dead branches and totals."""
+    from secateur.profiles.report import units
+
+    groups = table("channel group", "channels", "FLOPs share", "", numbers=("channels", "FLOPs share"))
+    for group in found.groups:
+        share = group["flops_share"]
+        groups.add_row(
+            group["name"],
+            str(group["channels"]),
+            units.UNKNOWN if share is None else units.percent(100 * share),
+            "" if group["prunable"] else f"not prunable: {group['why_not']}",
+            style="" if group["prunable"] else "dim",
+        )
+    console.print(groups)
+    tasks = table("task", "FLOPs of its own", "FLOPs shared", numbers=("FLOPs of its own", "FLOPs shared"))
+    for name, task in found.tasks.items():
+        tasks.add_row(name, units.flops(task.flops_exclusive), units.flops(task.flops_shared))
+    console.print()
+    console.print(tasks)
+    console.print()
+    costs = found.costs
+    console.print(
+        f"{found.name}: {units.flops(costs.flops)} ({units.macs(costs.macs)}), {units.count(costs.params)} parameters, "
+        f"peak memory {units.size(costs.peak_memory_bytes)}, size {units.size(costs.size_bytes)}, for one sample"
+    )
+    if found.dead:
+        console.print(f"no task needs: {', '.join(found.dead)}")
+
+
+def show_artefacts(console: Console, found: Sequence[Artefact]) -> None:
+    """Path of each file, and how exactly it agrees with torch."""
+    from secateur.profiles.report import units
+
+    for each in found:
+        console.print(str(each.path), soft_wrap=True)
+        console.print(
+            f"  {each.format}: largest difference from torch {units.scientific(each.parity.max_abs)} "
+            f"over {each.parity.samples} samples",
+            style="dim",
+        )
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    """What was checked."""
+    from secateur.profiles.report import units
+
+    console.print(f"{found.bundle.path}: all {found.files} files are as they were written", soft_wrap=True)
+    for path, parity in found.parity.items():
+        console.print(
+            f"{path} computes what torch computes: largest difference {units.scientific(parity.max_abs)} "
+            f"over {parity.samples} samples",
+            soft_wrap=True,
+        )
+    if found.skipped:
+        console.print(f"artefacts were not run: {found.skipped}", soft_wrap=True)

@@ -1,0 +1,124 @@
+"""`secateur select`, `secateur benchmark` and `secateur targets`: what fits, how fast it is, where it can be known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Budgets, BundlePath, Force, Targets, WorkloadOption
+from secateur.cli.verb import Answer, typed, verb
+from secateur.core.errors import TargetUnavailableError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    verb(app)(select)
+    verb(app)(benchmark)
+    verb(app)(targets)
+
+
+def select(
+    context: typer.Context,
+    bundle: BundlePath,
+    *,
+    budget: Budgets,
+    target: Annotated[str, typer.Option("--target", metavar="TARGET", help="Where a latency counts.")] = "cpu",
+    prefer: Annotated[
+        str | None, typer.Option("--prefer", metavar="WEIGHTS", help="Tasks that matter more: depth=2,segmentation=1.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the choice as a bundle of its own.", show_default=False)
+    ] = None,
+    workload: WorkloadOption = None,
+    force: Force = False,
+) -> Answer:
+    """Choose the best saved point within a budget."""
+    weights = _weights(prefer)
+    from secateur.api import select as choose
+    from secateur.cli.tables import show_bundle, show_selection
+    from secateur.verbs.benchmark import Benchmark
+
+    selection = choose(
+        bundle, budget, target, weights, workload=workload, output=output, force=force, command=typed(context)
+    )
+    if output is None:
+        return Answer(selection.as_json(), lambda console: show_selection(console, selection))
+    made = selection.bundle
+    return Answer(selection.as_json(), lambda console: show_bundle(console, made, Benchmark.of(made)))
+
+
+def benchmark(
+    thing: Annotated[str, typer.Argument(metavar="BUNDLE|MODEL.ONNX|WORKLOAD", help="What to measure.")],
+    target: Targets = ["cpu"],  # noqa: B006 - typer copies it
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="OTHER", help="Compare with this one, instead of a bundle's original."),
+    ] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Also where the time goes, layer by layer.")] = False,
+    shape: Annotated[
+        list[str],
+        typer.Option("--shape", metavar="INPUT=1x3x64x64", help="For inputs whose sizes an ONNX file leaves open."),
+    ] = [],  # noqa: B006 - typer copies it
+    workload: WorkloadOption = None,
+) -> Answer:
+    """Measure a model on target hardware.
+
+    A bundle is measured against its original, an ONNX file or a workload's model as it is.
+    """
+    shapes = dict(map(_shape, shape))
+    from secateur.api import benchmark as measure
+    from secateur.cli.tables import show_benchmark
+
+    found = measure(thing, target, against, workload=workload, per_layer=per_layer, shapes=shapes)
+    return Answer(found.as_json(), lambda console: show_benchmark(console, found), _nothing(found.profiles))
+
+
+def targets(
+    name: Annotated[str | None, typer.Argument(metavar="[TARGET]", help="One target, or a device's YAML file.")] = None,
+) -> Answer:
+    """List the targets.
+
+    Each is measured or predicted here, or unavailable: then why, and how to get it.
+    """
+    from secateur.cli.listing import show_targets
+    from secateur.targets.device import get
+    from secateur.targets.registry import device_status, status
+
+    found = status()
+    if name is not None:
+        found = [each for each in found if each.name == name] or [device_status(get(name))]
+    return Answer({"targets": [each.as_json() for each in found]}, lambda console: show_targets(console, found))
+
+
+def _nothing(profiles: tuple[object, ...]) -> TargetUnavailableError | None:
+    """The error of a benchmark in which no target gave a figure."""
+    missing = [profile for profile in profiles if getattr(profile, "source", None) == "unavailable"]
+    if len(missing) < len(profiles) or not missing:
+        return None
+    first = missing[0]
+    return TargetUnavailableError(f"{first.target}: {first.reason}", first.how or "name another --target")
+
+
+def _weights(text: str | None) -> dict[str, float]:
+    """`depth=2,segmentation=1` → weights."""
+    weights = {}
+    for part in filter(None, (text or "").split(",")):
+        task, _, number = part.partition("=")
+        try:
+            weights[task.strip()] = float(number)
+        except ValueError:
+            raise typer.BadParameter(
+                f'cannot read "{part}"; write task=weight, for example: depth=2', param_hint="--prefer"
+            ) from None
+    return weights
+
+
+def _shape(text: str) -> tuple[str, list[int]]:
+    """`input=1x3x64x64` → name and sizes."""
+    match = re.fullmatch(r"(.+)=([0-9]+(?:[x,][0-9]+)*)", text.strip())
+    if match is None:
+        raise typer.BadParameter(f'cannot read "{text}"; for example: input=1x3x64x64', param_hint="--shape")
+    return match[1], [int(size) for size in re.split("[x,]", match[2])]

@@ -1,0 +1,45 @@
+"""Options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WorkloadName = Annotated[
+    str, typer.Argument(metavar="WORKLOAD", help="scenes, digits, multifashion, or package.module:function.")
+]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that compress wrote.")]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option("--workload", metavar="WORKLOAD", help="The bundle's workload, if not the one that it refers to."),
+]
+Budgets = Annotated[
+    list[str],
+    typer.Option(
+        "--budget",
+        metavar="LIMIT",
+        help='"flops<=40%", "params<=2M", "latency<=8ms", "memory<=4MiB", "size<=1MiB"; give it again for another: '
+        "all must hold.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Drops = Annotated[
+    list[str],
+    typer.Option(
+        "--drop",
+        metavar="DROP",
+        help='Relative loss of a metric that is allowed: "1%", or "depth=3%" for one task. [default: 1%]',
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Targets = Annotated[
+    list[str],
+    typer.Option("--target", metavar="TARGET", help='One of `secateur targets`, a YAML file, or "all".'),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that was stopped here.")]

@@ -1,0 +1,161 @@
+"""Run one command: print its answer, or its error as one line with a hint, and give the exit code.
+
+0 done · 1 unexpected · 2 the user's input is wrong · 3 budget not met · 4 a target or an extra is missing · 130 stopped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import typer
+
+from secateur.cli.verb import Answer
+from secateur.core.errors import SecateurError, StoppedError
+
+UNEXPECTED, STOPPED = 1, StoppedError.exit_code
+
+
+def run(app: typer.Typer, args: Sequence[str]) -> int:
+    """The exit code of `secateur ARGS`."""
+    as_json, debug = "--json" in args, "--debug" in args
+    try:
+        with _stoppable(), _one_line_warnings(debug), _no_other_output(as_json):
+            result = app(list(args) or ["--help"], standalone_mode=False, obj=list(args), prog_name="secateur")
+        if result == STOPPED:
+            raise KeyboardInterrupt
+        return _answer(result, as_json) if isinstance(result, Answer) else int(result or 0)
+    except BrokenPipeError:  # nobody reads on: `secateur ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if debug:
+            traceback.print_exc()
+        return _refuse(_clear(error), as_json)
+
+
+def _answer(answer: Answer, as_json: bool) -> int:
+    _tolerate_narrow_encodings()
+    if as_json:
+        _print_json({**answer.document, **(answer.error.as_json() if answer.error else {})})
+    else:
+        from rich.console import Console
+
+        answer.show(Console(highlight=False))
+    sys.stdout.flush()
+    if answer.error is None:
+        return 0
+    if not as_json:
+        _show_error(answer.error)
+    return answer.error.exit_code
+
+
+def _refuse(error: SecateurError, as_json: bool) -> int:
+    if as_json:
+        _print_json(error.as_json())
+    else:
+        _tolerate_narrow_encodings()
+        _show_error(error)
+    return error.exit_code
+
+
+class _UsageError(SecateurError):
+    """The command line itself is wrong."""
+
+    kind = "usage"
+
+
+class _UnexpectedError(SecateurError):
+    """A bug, or a mistake in the user's own code that no check foresaw."""
+
+    kind = "unexpected"
+    exit_code = UNEXPECTED
+
+
+def _clear(error: BaseException) -> SecateurError:
+    """Any error as one that says what to do."""
+    if isinstance(error, SecateurError):
+        return error
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return StoppedError("stopped; nothing was changed")
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        return _UsageError(error.format_message(), f"see: {context.command_path if context else 'secateur'} --help")
+    if isinstance(error, SystemExit):
+        return _UsageError(f"the workload's code ended the program with sys.exit({error.code!r})", "let it return")
+    lines = str(error).strip().splitlines()
+    return _UnexpectedError(
+        f"unexpected {type(error).__name__}{': ' + lines[0] if lines else ''}", "run again with --debug"
+    )
+
+
+def _show_error(error: SecateurError) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    label = Text("", "").append("" if isinstance(error, StoppedError) else "error: ", "bold red")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(label.append(" ".join(error.message.split()), "default"))
+    if error.hint:
+        console.print(Text("hint: ", "dim").append(" ".join(error.hint.split()), "default"))
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _one_line_warnings(debug: bool) -> Iterator[None]:
+    """Our own warnings, one line each on stderr; those of libraries are for those who debug."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=UserWarning, module=r"secateur\.")
+            warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    from secateur.core.progress import console
+
+    console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _no_other_output(as_json: bool) -> Iterator[None]:
+    """With --json, whatever else prints (a user's own code, say) goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+def _tolerate_narrow_encodings() -> None:
+    """A terminal that cannot show an arrow shows a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

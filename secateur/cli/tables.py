@@ -1,0 +1,135 @@
+"""What compress, select and benchmark show to people: the same rows as the report, as tables of a terminal."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from rich.console import Console
+from rich.text import Text
+
+from secateur.cli.listing import table
+from secateur.core.bundle import Bundle
+from secateur.core.costs import LayerProfile, Profile
+from secateur.profiles.report import Report, summary, units
+from secateur.verbs.benchmark import Benchmark
+from secateur.verbs.select import Selection
+
+
+def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) -> None:
+    """Before and after, whether the budget was met, and where the report is."""
+    manifest = bundle.manifest
+    content = Report(
+        "", manifest, profiles=measured.profiles if measured else (),
+        profiles_before=measured.profiles_against if measured else (),
+    )  # fmt: skip
+    shown = table("", "before", "after", "change", " ", numbers=("before", "after", "change"))
+    for _, rows in summary.prepare(content)["groups"]:
+        for row in rows:
+            colour = {True: "green", False: "red", None: ""}[row.good]
+            note = " ".join(filter(None, (row.note, row.source)))
+            shown.add_row(_label(row), row.before, row.after, Text(row.change, colour), note)
+        shown.add_row()
+    console.print()
+    console.print(
+        f"{manifest.workload}, {manifest.method}, budget {', '.join(manifest.budget) or 'none'}", style="bold"
+    )
+    console.print(shown)
+    _show_missing(console, measured.profiles if measured else ())
+    if manifest.budget_met:
+        console.print(Text("budget met", "green"))
+    console.print(f"bundle  {bundle.path}", soft_wrap=True)
+    console.print(f"report  {bundle.file('report.html')}", soft_wrap=True)
+
+
+def _label(row: summary.Row) -> str:
+    """The row's name with what a terminal has room for: the arrow of a metric, the target of a latency."""
+    if row.source:
+        return f"latency, {row.label}"
+    return f"{row.label} {row.hint[0]}" if row.hint[:1] in ("↑", "↓") else row.label
+
+
+def show_selection(console: Console, selection: Selection) -> None:
+    """The point that was picked among all, and its widths."""
+    manifest = selection.bundle.manifest
+    shown = table(" ", "point", "FLOPs", "params", "memory", "size", "Δ_MTL", "latency",
+                  numbers=("point", "FLOPs", "params", "memory", "size", "Δ_MTL", "latency"))  # fmt: skip
+    for number, point in enumerate(manifest.points):
+        costs, chosen = point.costs, number == selection.point
+        latency = selection.latency_ms if chosen else point.latency_ms.get(selection.target)
+        shown.add_row(
+            "→" if chosen else "", str(number), units.flops(costs.flops), units.count(costs.params),
+            units.size(costs.peak_memory_bytes), units.size(costs.size_bytes), units.signed_percent(point.delta_mtl),
+            units.milliseconds(latency), style="bold" if chosen else "",
+        )  # fmt: skip
+    console.print(shown)
+    when = "measured now" if selection.measured else "measured when the bundle was made"
+    if selection.latency_ms is not None:
+        console.print(f"latency on {selection.target}, {when}", style="dim")
+    widths = ", ".join(f"{name} {width}" for name, width in selection.widths.items())
+    console.print(f"channels: {widths}", style="dim")
+    console.print(f"point {selection.point} meets {selection.budget}; -o FOLDER writes it as a bundle of its own")
+
+
+def show_benchmark(console: Console, found: Benchmark) -> None:
+    """Every target's figures, the compared model's first."""
+    others = found.profiles_against or (None,) * len(found.profiles)
+    numbers = ("latency", "p10 to p90", "speed-up", "FLOPs", "params")
+    shown = table("model", "target", *numbers, " ", numbers=numbers)
+    for other, profile in zip(others, found.profiles, strict=True):
+        if profile.source == "unavailable":
+            continue
+        for name, each in ((found.against, other), (found.name, profile)):
+            if each is not None:
+                shown.add_row(name, *_figures(each))
+    if shown.row_count:
+        console.print(shown)
+    _show_missing(console, found.profiles)
+    for profile in found.profiles:
+        if profile.layers:
+            show_layers(
+                console, profile, next((each for each in others if each and each.target == profile.target), None)
+            )
+
+
+def _figures(profile: Profile) -> list[str]:
+    latency = profile.latency
+    source = profile.source + (f" ± {units.percent(profile.error_pct)}" if profile.error_pct is not None else "")
+    return [
+        profile.target,
+        units.milliseconds(latency.median if latency else None),
+        f"{units.number(latency.p10, 3)} to {units.number(latency.p90, 3)}" if latency else units.UNKNOWN,
+        units.times(profile.speedup_against),
+        units.flops(profile.flops),
+        units.count(profile.params),
+        source,
+    ]
+
+
+def show_layers(console: Console, profile: Profile, other: Profile | None) -> None:
+    """Where the time goes, in the order of execution; the other model's layers beside them by name."""
+    before = {layer.name: layer for layer in other.layers} if other else {}
+    names = dict.fromkeys(layer.name for layer in chain(profile.layers, before.values()))
+    after = {layer.name: layer for layer in profile.layers}
+    numbers = ("original", "time", "share")
+    shown = table(f"layer on {profile.target}", "kind", *(numbers if before else numbers[1:]), numbers=numbers)
+    total = sum(layer.latency_ms or 0.0 for layer in profile.layers) or 1.0
+    for name in names:
+        layer = after.get(name) or before[name]
+        time = _time(after.get(name))
+        share = units.percent(100 * time / total) if time is not None else units.UNKNOWN
+        columns = [units.milliseconds(_time(before.get(name)))] if before else []
+        shown.add_row(name, layer.kind, *columns, units.milliseconds(time), share)
+    console.print()
+    console.print(shown)
+
+
+def _time(layer: LayerProfile | None) -> float | None:
+    return layer.latency_ms if layer else None
+
+
+def _show_missing(console: Console, profiles: tuple[Profile, ...]) -> None:
+    """Targets that cannot be had here, why, and how to get them."""
+    for profile in profiles:
+        if profile.source == "unavailable":
+            how = f": {profile.how}" if profile.how else ""
+            console.print(f"{profile.target} is not available: {profile.reason}{how}", style="dim")
