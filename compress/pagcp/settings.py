@@ -52,6 +52,7 @@ class Settings:
     distillation: float = 1.0
     clip: float = 1.0
     cache_limit: int = 2 * 2**30
+    remove_dead: bool = False
     calibration_samples: int | None = 64
 
     def __post_init__(self) -> None:
