@@ -46,6 +46,9 @@ def compress(
     ] = None,
     resume: Resume = False,
     paper: Annotated[bool, typer.Option("--paper", help="The published schedule; a budget is then optional.")] = False,
+    remove_dead: Annotated[
+        bool, typer.Option("--remove-dead", help="Also take out modules that no task needs.")
+    ] = False,
     force: Force = False,
 ) -> Answer:
     """Compress a trained model to a budget.
@@ -63,7 +66,7 @@ def compress(
         found = find_workload(workload)
         return compress_to_bundle(
             found, output or RUNS / f"{_file_name(found.name)}-{method}", budget, drop,
-            settings=settings_of(None, epochs=epochs, rounds=rounds, paper=paper),
+            settings=settings_of(None, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead),
             targets=target, seed=seed, resume=resume, force=force, command=command,
         )  # fmt: skip
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli.options import Budgets, BundlePath, Force, Targets, WorkloadOption
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import TargetUnavailableError
+
+if TYPE_CHECKING:
+    from secateur.core.costs import Profile
 
 
 def register(app: typer.Typer) -> None:
@@ -93,12 +97,11 @@ def targets(
     return Answer({"targets": [each.as_json() for each in found]}, lambda console: show_targets(console, found))
 
 
-def _nothing(profiles: tuple[object, ...]) -> TargetUnavailableError | None:
+def _nothing(profiles: Sequence[Profile]) -> TargetUnavailableError | None:
     """The error of a benchmark in which no target gave a figure."""
-    missing = [profile for profile in profiles if getattr(profile, "source", None) == "unavailable"]
-    if len(missing) < len(profiles) or not missing:
+    if any(profile.source != "unavailable" for profile in profiles):
         return None
-    first = missing[0]
+    first = profiles[0]
     return TargetUnavailableError(f"{first.target}: {first.reason}", first.how or "name another --target")
 
 

@@ -84,11 +84,9 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
     if shown.row_count:
         console.print(shown)
     _show_missing(console, found.profiles)
-    for profile in found.profiles:
+    for other, profile in zip(others, found.profiles, strict=True):
         if profile.layers:
-            show_layers(
-                console, profile, next((each for each in others if each and each.target == profile.target), None)
-            )
+            show_layers(console, profile, other)
 
 
 def _figures(profile: Profile) -> list[str]:

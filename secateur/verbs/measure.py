@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secateur.core.costs import Costs, Profile
+from secateur.core.errors import DeviceError
 from secateur.targets.cpu import measure_onnx
 from secateur.targets.device import Device
 from secateur.targets.device import get as device_by_name
@@ -39,6 +40,8 @@ def places(names: str | Iterable[str]) -> list[Place]:
     known = {each.name: each for each in status()}
     if "all" in wanted:
         wanted = list(known)
+    if not wanted:
+        raise DeviceError("no target was named", f"the targets are: {', '.join(known)}")
     return [_place(name, known) for name in dict.fromkeys(wanted)]
 
 

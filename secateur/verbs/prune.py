@@ -29,6 +29,7 @@ def prune(
     rounds: int | None = None,
     seed: int = 0,
     paper: bool = False,
+    remove_dead: bool = False,
     settings: Settings | None = None,
     state: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -43,7 +44,8 @@ def prune(
         epochs: of fine-tuning, over all rounds.
         rounds: prune and fine-tune rounds; each leaves one point to select from.
         paper: the published schedule instead of ours.
-        settings: everything else that can be set; `epochs`, `rounds` and `paper` are applied to it.
+        remove_dead: also take out modules that no task's prediction depends on.
+        settings: everything else that can be set; what is given by name goes above it.
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
         inplace: also cut the workload's own model to the result.
 
@@ -55,7 +57,7 @@ def prune(
         workload,
         Budget.parse(budget),
         Tolerance.parse(drop),
-        settings_of(settings, epochs=epochs, rounds=rounds, paper=paper),
+        settings_of(settings, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead),
         seed=seed,
         state=folder,
         resume=resume,
@@ -68,7 +70,12 @@ def prune(
 
 
 def settings_of(
-    settings: Settings | None, *, epochs: int | None = None, rounds: int | None = None, paper: bool = False
+    settings: Settings | None,
+    *,
+    epochs: int | None = None,
+    rounds: int | None = None,
+    paper: bool = False,
+    remove_dead: bool = False,
 ) -> Settings:
     """The settings of a run: what is given by name goes above what `settings` says."""
     settings = settings or Settings()
@@ -77,6 +84,7 @@ def settings_of(
         settings,
         epochs=settings.epochs if epochs is None else epochs,
         rounds=settings.rounds if rounds is None else rounds,
+        remove_dead=settings.remove_dead or remove_dead,
     )
 
 
