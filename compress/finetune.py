@@ -4,6 +4,7 @@
 
 The distillation term compares raw outputs and is scaled by the teacher's variance, so that one rule serves logits,
 depth maps and boxes alike. AdamW, warm-up and cosine decay, gradient clipping, exponential moving average of weights.
+Convolutions and matrix products run in bfloat16 where the processor has instructions for it (twice as fast there).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
 from secateur.compress.journal import Journal
+from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout
 from secateur.core.errors import ModelError
 from secateur.core.predict import predict, task_losses
 from secateur.core.progress import bar
@@ -78,6 +80,11 @@ class _Run:
         self.teacher = copy.deepcopy(workload.model).eval().requires_grad_(False)
         self.tasks: tuple[Task, ...] = workload.tasks
         self.batches = _length(workload)
+        self.device = next(model.parameters()).device.type
+        self.bfloat16 = fast_bfloat16(self.device)
+        self.layout = fast_layout(model, workload.example_input, self.tasks)
+        for network in (self.model, self.teacher):
+            network.to(memory_format=self.layout)
         decay, no_decay = _parameter_groups(model)
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
@@ -112,12 +119,12 @@ class _Run:
 
     def _step(self, batch: Batch) -> tuple[float, dict[str, float]]:
         inputs, targets = batch
-        student = predict(self.model, inputs, self.tasks)
+        student = self._predict(self.model, inputs)
         losses = task_losses(student, targets, self.tasks)
         total: Tensor = sum((task.weight * losses[task.name] for task in self.tasks), torch.zeros(()))
         if self.recipe.distillation:
             with torch.no_grad():
-                teacher = predict(self.teacher, inputs, self.tasks)
+                teacher = self._predict(self.teacher, inputs)
             for task in self.tasks:
                 loss = distillation(student[task.name], teacher[task.name])
                 total = total + self.recipe.distillation * task.weight * loss
@@ -130,6 +137,13 @@ class _Run:
             self.scheduler.step()
             self.ema.update_parameters(self.model)
         return value, {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def _predict(self, model: nn.Module, inputs: Any) -> dict[str, Any]:
+        """Predictions in float32, computed in bfloat16 where that is fast."""
+        inputs = in_layout(inputs, self.layout)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+            found = predict(model, inputs, self.tasks)
+        return pytree.tree_map_only(Tensor, lambda value: value.float() if value.dtype == torch.bfloat16 else value, found)
 
     def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -150,7 +164,7 @@ class _Run:
     def finish(self) -> None:
         """The moving average is the result."""
         self._back_to_average()
-        self.model.eval()
+        self.model.to(memory_format=torch.contiguous_format).eval()
 
     def _back_to_average(self) -> None:
         self.model.load_state_dict(self.ema.module.state_dict())

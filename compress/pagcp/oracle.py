@@ -20,6 +20,7 @@ from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Index, Keep
 from secateur.compress.dataflow.mask import Masked, masked_state
+from secateur.compress.speed import fast_layout, in_layout
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import batch_size, pick_tasks, predict, task_losses
 from secateur.core.task import Batch, Task
@@ -67,7 +68,9 @@ class Oracle:
 
     def __post_init__(self) -> None:
         model = self.groups.model
-        self._state = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+        layout = fast_layout(model, self.batches[0][0], tuple(self.tasks))
+        self.batches = [(in_layout(inputs, layout), targets) for inputs, targets in self.batches]
+        self._state = {name: in_layout(tensor.detach(), layout) for name, tensor in named_tensors(model).items()}
         self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
         self._check_replay()
 
@@ -102,7 +105,7 @@ class Oracle:
                 expected = predict(self.groups.model, inputs, self.tasks)
         finally:
             self.groups.model.train(training)
-        found = self.predictions([masked.run(inputs, {}, _NONE)[0] for masked in self.groups.masked])
+        found = self.predictions([masked.run(inputs, self._state, _NONE)[0] for masked in self.groups.masked])
         for task in self.tasks:
             for one, other in zip(_leaves(expected[task.name]), _leaves(found[task.name]), strict=True):
                 if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * max(1.0, float(one.abs().max()))):

@@ -119,8 +119,10 @@ class Sequence:
         session = self.oracle.at(self.kept, name)
         scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
         limits = {task: value * (1 + tau * self.strictness[task]) for task, value in self.base.items()}
-        search = _Search(session, name, kept, lambda count: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, count))],
-                         limits, self.base, self._candidates(name, len(kept)))  # fmt: skip
+        search = _Search(
+            session, name, lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))], limits,
+            self.base, self._candidates(name, len(kept)), self.settings.check_monotone,
+        )  # fmt: skip
         trials, best = search.bisect() if self.settings.bisect else search.sweep()
         self._count_published(name, trials, search.counts, best)
         self.oracle.spent.not_monotone += search.not_monotone
@@ -206,11 +208,11 @@ class _Search:
 
     session: Session
     name: str
-    kept: Index
     keep_without: Callable[[int], Index]
     limits: Mapping[str, float]
     base: Losses
     counts: list[tuple[float, int]]
+    check_monotone: bool
     trials: dict[int, Trial] = field(default_factory=dict)
     not_monotone: int = 0
 
@@ -234,7 +236,8 @@ class _Search:
             low, high = (middle, high) if self.try_(middle) else (low, middle)
         if self._falls_somewhere():
             self.not_monotone = 1
-            return self.sweep()
+            if self.check_monotone:
+                return self.sweep()
         return self._sorted(), low if low >= 0 else None
 
     def sweep(self) -> tuple[list[Trial], int | None]:
