@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -139,11 +139,13 @@ def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str 
     return _read(program)
 
 
-def capture_tasks(model: nn.Module, inputs: Any, tasks: Iterable[str], *, training: bool = False) -> list[Graph]:
+def capture_tasks(model: nn.Module, inputs: Any, tasks: Collection[str], *, training: bool = False) -> list[Graph]:
     """One graph per call that the model's tasks need: a single one, unless tasks are called one at a time."""
     from secateur.core.predict import takes_task
 
     if takes_task(model):
+        if not tasks:
+            raise ModelError("the model is called one task at a time", "name its tasks")
         return [capture(model, inputs, training=training, task=task) for task in tasks]
     return [capture(model, inputs, training=training)]
 

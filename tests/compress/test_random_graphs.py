@@ -1,0 +1,51 @@
+"""Random CNNs: whatever the topology, masked == cut, and nothing raises.
+
+RANDOM_GRAPHS=500 pytest tests/compress/test_random_graphs.py
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_models import KINDS, SIZE, Program, Step
+from traces import assert_same, masked_outputs, outputs, random_keep, trace_quietly
+
+from secateur.compress.dataflow.costs import CostModel
+from secateur.profiles.count import count
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 11), st.integers(0, 11)), min_size=1, max_size=9
+)
+
+
+def check(steps: list[Step], heads: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, inputs = Program(steps, heads), torch.randn(2, 3, SIZE, SIZE)
+    expected = outputs(model, inputs)
+    groups = trace_quietly(model, inputs)
+    assert_same(masked_outputs(groups, {}, inputs), expected)
+    for keep in (random_keep(groups.prunable, seed), {group.name: [0] for group in groups.prunable}):
+        small = groups.cut(keep)
+        found = outputs(small, inputs)
+        assert_same(found, masked_outputs(groups, keep, inputs))
+        assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
+    costs = CostModel(groups)
+    assert costs.costs(costs.widths({name: len(kept) for name, kept in keep.items()})) == count(small, inputs).costs
+
+
+@settings(
+    max_examples=int(os.environ.get("RANDOM_GRAPHS", "40")),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(steps=STEPS, heads=st.integers(1, 3), seed=st.integers(0, 99))
+def test_masked_equals_cut(steps: list[Step], heads: int, seed: int) -> None:
+    check(steps, heads, seed)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_each_kind_of_step_between_convolutions(kind: str) -> None:
+    check([("conv", 0, 6), (kind, 1, 3), ("conv", 2, 5)], 2, 0)
