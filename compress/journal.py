@@ -4,6 +4,7 @@ way again and takes the results of finished steps from the journal instead of co
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -56,8 +57,10 @@ class Journal:
         """Save tensors under a key, replacing what was there."""
         if self._folder is None:
             return
+        buffer = io.BytesIO()  # torch's own writer would not say that the disk is full
+        torch.save(value, buffer)
         with writing(self._path(key)) as temporary:
-            torch.save(value, temporary)
+            temporary.write_bytes(buffer.getbuffer())
         self._steps[key] = True
         self._write()
 

@@ -28,7 +28,7 @@ _HOME = {
     "load": "secateur.api",
     "select": "secateur.api",
     "benchmark": "secateur.api",
-    "export": "secateur.api",
+    "compress_to_bundle": "secateur.api",
     "inspect": "secateur.api",
     "verify": "secateur.api",
     "report": "secateur.api",
@@ -46,7 +46,7 @@ __all__ = [
     "Workload",
     "__version__",
     "benchmark",
-    "export",
+    "compress_to_bundle",
     "inspect",
     "load",
     "prune",
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from secateur.api import benchmark, export, inspect, load, prune, report, select, verify
+    from secateur.api import benchmark, compress_to_bundle, inspect, load, prune, report, select, verify
     from secateur.compress.compressed import Compressed
     from secateur.core.budget import Budget, Tolerance
     from secateur.core.bundle import Bundle

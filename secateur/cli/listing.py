@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from secateur.verbs.verify import Verification
 
 
-def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
-    """An empty table; columns in `numbers` are aligned to the right."""
+def table(*columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """An empty table; columns in `numbers` are aligned to the right; those in `whole` are not folded."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column in numbers
-        made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+        made.add_column(column, justify="right" if right else "left", no_wrap=right or column in whole, overflow="fold")
     return made
 
 

@@ -73,8 +73,8 @@ def show_selection(console: Console, selection: Selection) -> None:
 def show_benchmark(console: Console, found: Benchmark) -> None:
     """Every target's figures, the compared model's first."""
     others = found.profiles_against or (None,) * len(found.profiles)
-    numbers = ("latency", "p10 to p90", "speed-up", "FLOPs", "params")
-    shown = table("model", "target", *numbers, " ", numbers=numbers)
+    numbers = ("latency", "p10 to p90", "speed-up", "FLOPs")
+    shown = table("model", "target", *numbers, "source", numbers=numbers, whole=("target", "source"))
     for other, profile in zip(others, found.profiles, strict=True):
         if profile.source == "unavailable":
             continue
@@ -83,7 +83,7 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
                 shown.add_row(name, *_figures(each))
     if shown.row_count:
         console.print(shown)
-    _show_missing(console, found.profiles)
+        _show_missing(console, found.profiles)
     for other, profile in zip(others, found.profiles, strict=True):
         if profile.layers:
             show_layers(console, profile, other)
@@ -98,7 +98,6 @@ def _figures(profile: Profile) -> list[str]:
         f"{units.number(latency.p10, 3)} to {units.number(latency.p90, 3)}" if latency else units.UNKNOWN,
         units.times(profile.speedup_against),
         units.flops(profile.flops),
-        units.count(profile.params),
         source,
     ]
 
@@ -115,10 +114,14 @@ def show_layers(console: Console, profile: Profile, other: Profile | None) -> No
         layer = after.get(name) or before[name]
         time = _time(after.get(name))
         share = units.percent(100 * time / total) if time is not None else units.UNKNOWN
-        columns = [units.milliseconds(_time(before.get(name)))] if before else []
-        shown.add_row(name, layer.kind, *columns, units.milliseconds(time), share)
+        columns = [_microseconds(_time(before.get(name)))] if before else []
+        shown.add_row(name, layer.kind, *columns, _microseconds(time), share)
     console.print()
     console.print(shown)
+
+
+def _microseconds(milliseconds: float | None) -> str:
+    return units.UNKNOWN if milliseconds is None else f"{units.number(1e3 * milliseconds, 3)}{units.SPACE}µs"
 
 
 def _time(layer: LayerProfile | None) -> float | None:

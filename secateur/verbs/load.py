@@ -5,13 +5,15 @@ load("runs/mine").model(make_net)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from secateur.compress.compressed import load_model
 from secateur.core.bundle import Bundle, Manifest
+from secateur.verbs.export import Artefact, export
 from secateur.verbs.sources import AnyBundle, compressed_model, open_bundle, workload_of
 
 
@@ -24,6 +26,10 @@ class Loaded:
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    def export(self, to: str | Iterable[str] = ("onnx",), out: str | os.PathLike[str] | None = None) -> list[Artefact]:
+        """As `secateur.api.export`: the chosen model in other forms, into the folder `out` or into the bundle."""
+        return export(self.bundle, to, out)
 
     def model(self, factory: Callable[[], nn.Module] | None = None, point: int | None = None) -> nn.Module:
         """The compressed model, in evaluation mode.
