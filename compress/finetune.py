@@ -158,7 +158,7 @@ class _Run:
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scheduler.load_state_dict(dict(saved["scheduler"]))
+        vars(self.scheduler).update(saved["scheduler"])  # its own load_state_dict wants the lambdas too
         return list(saved["history"])
 
     def finish(self) -> None:

@@ -137,9 +137,10 @@ def _shape(value: Any, path: Path, batch: int, shapes: Shapes) -> tuple[int, ...
     shape = [batch if axis == 0 and _is_open(size) else size for axis, size in enumerate(value.shape)]
     if any(map(_is_open, shape)):
         example = [1 if _is_open(size) else size for size in shape]
+        typed = "x".join(map(str, example))
         raise ExportError(
             f"{path}: input {value.name} has open dimensions: {value.shape}",
-            f'give its shape, for example: shapes={{"{value.name}": {example}}}',
+            f'give its shape: --shape {value.name}={typed}, or in Python shapes={{"{value.name}": {example}}}',
         )
     return tuple(shape)
 

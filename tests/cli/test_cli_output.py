@@ -44,8 +44,8 @@ def test_every_verb_explains_itself(secateur: Secateur) -> None:
         assert "<class" not in outcome.out
 
 
-def test_compress_prints_one_document_whatever_the_workload_prints(process: Secateur) -> None:
-    outcome = process("compress", "toys:chatty", "--budget", "flops<=60%", *QUICK, "--json")
+def test_compress_prints_one_document_whatever_the_workload_prints(secateur: Secateur) -> None:
+    outcome = secateur("compress", "toys:chatty", "--budget", "flops<=60%", *QUICK, "--json")
     assert outcome.code == 0
     document = outcome.document
     assert document["bundle"] == "runs/chatty-pagcp"
@@ -57,8 +57,9 @@ def test_compress_prints_one_document_whatever_the_workload_prints(process: Seca
     assert "the workload's own greeting" in outcome.err
 
 
-def test_the_table_fits_eighty_columns(process: Secateur, finished: Path) -> None:
-    shown = process("select", finished, "--budget", "flops<=60%", "-o", "picked", COLUMNS="80")
+def test_the_table_fits_eighty_columns(secateur: Secateur, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = secateur("select", finished, "--budget", "flops<=60%", "-o", "picked")
     assert shown.code == 0
     assert all(len(line) <= 80 for line in shown.out.splitlines())
     for word in (
@@ -67,7 +68,6 @@ def test_the_table_fits_eighty_columns(process: Secateur, finished: Path) -> Non
         "depth ↓",
         "kind ↓",
         "FLOPs",
-        "Parameters",
         "latency, cpu",
         "measured",
         "budget met",
@@ -78,15 +78,14 @@ def test_the_table_fits_eighty_columns(process: Secateur, finished: Path) -> Non
 
 
 def test_an_ascii_terminal_is_enough(process: Secateur, finished: Path) -> None:
-    shown = process("benchmark", finished, "--target", "cpu", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    shown = process("select", finished, "--budget", "flops<=60%", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert shown.code == 0, shown.err
-    assert "measured" in shown.out
+    assert "meets flops<=60%" in shown.out
 
 
 def test_select_document(secateur: Secateur, finished: Path) -> None:
-    document = secateur(
-        "select", finished, "--budget", "flops<=60%,latency<=1s", "--prefer", "depth=2", "--json"
-    ).document
+    options = ("--budget", "flops<=60%,latency<=1s", "--prefer", "depth=2")
+    document = secateur("select", finished, *options, "--json").document
     assert document.keys() >= {"bundle", "widths", "budget_met", "expected", "target", "search_ms"}
     assert document["expected"].keys() >= {"latency_ms", "flops", "metrics"}
     assert document["widths"].keys() == {"trunk.0", "trunk.3"}
@@ -120,7 +119,7 @@ def test_any_onnx_file_can_be_measured(secateur: Secateur, folder: Path) -> None
     graph = helper.make_graph([helper.make_node("Relu", ["images"], ["scores"])], "theirs", [images], [scores])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "theirs.onnx")
     secateur("benchmark", "theirs.onnx").refused(2, "input images has open dimensions", "--shape")
-    secateur("benchmark", "theirs.onnx", "--shape", "images").refused(2, "images=")
+    secateur("benchmark", "theirs.onnx", "--shape", "images").refused(2, "cannot read", "input=1x3x64x64")
     outcome = secateur("benchmark", "theirs.onnx", "--shape", "images=1x3x16x16", "--per-layer", "--json")
     (result,) = outcome.document["results"]
     assert result["latency_ms"]["median"] > 0

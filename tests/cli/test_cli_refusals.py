@@ -74,7 +74,9 @@ def test_a_bundle_is_replaced_only_when_asked(secateur: Secateur, bundle: Bundle
 
 
 def test_a_budget_that_cannot_be_met_keeps_the_nearest(secateur: Secateur) -> None:
-    outcome = secateur("compress", "toys:pair", "--budget", "flops<=0.1%", *QUICK, "-o", "out", "--json")
+    outcome = secateur(
+        "compress", "toys:pair", "--budget", "flops<=0.1%", "--rounds", "1", "--epochs", "0", "-o", "out", "--json"
+    )
     assert outcome.code == 3
     assert outcome.document["budget_met"] is False
     assert outcome.document["error"]["kind"] == "budget_not_met"

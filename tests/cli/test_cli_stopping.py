@@ -5,42 +5,49 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from shell import QUICK, Secateur
 
 COMMAND = ("compress", "toys:pair", "--budget", "flops<=60%", *QUICK, "-o", "out")
 
 
-@pytest.mark.parametrize(("signal", "losses"), [("SIGINT", 8), ("SIGTERM", 40), ("SIGKILL", 60)])
-def test_a_stopped_run_resumes_to_the_same_weights(
-    signal: str, losses: int, process: Secateur, secateur: Secateur, finished: Path, folder: Path
+def test_ctrl_c_says_how_to_continue_to_the_same_weights(
+    process: Secateur, secateur: Secateur, finished: Path, folder: Path
 ) -> None:
-    stopped = process(*COMMAND, TOYS_SIGNAL=signal, TOYS_STOP_AFTER=str(losses))
-    if signal == "SIGKILL":
-        assert stopped.code == -9
-    else:
-        assert stopped.code == 130
-        assert stopped.err.splitlines()[-2:] == [
-            "stopped; nothing was lost",
-            "hint: continue with: secateur compress toys:pair --budget 'flops<=60%' --rounds 2 --epochs 2 --drop 90% "
-            "-o out --resume",
-        ]
-    assert sorted(path.name for path in folder.iterdir()) == ["out.state"]
+    while_pruning = process(*COMMAND, TOYS_SIGNAL="SIGINT", TOYS_STOP_AFTER="8")
+    assert while_pruning.code == 130
+    assert while_pruning.err.splitlines()[-2:] == [
+        "stopped; nothing was lost",
+        "hint: continue with: secateur compress toys:pair --budget 'flops<=60%' --rounds 2 --epochs 2 --drop 90% "
+        "-o out --resume",
+    ]
+    assert names(folder) == ["out.state"]
     assert secateur(*COMMAND, "--resume").code == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["out"]
-    for name in ("00", "01"):
-        resumed = folder / "out" / "points" / name / "weights.safetensors"
-        assert resumed.read_bytes() == (finished / "points" / name / "weights.safetensors").read_bytes()
+    assert names(folder) == ["out"]
+    assert weights(folder / "out") == weights(finished)
 
 
-def test_json_says_that_it_was_stopped(process: Secateur) -> None:
-    stopped = process(*COMMAND, "--json", TOYS_SIGNAL="SIGINT", TOYS_STOP_AFTER="5")
+def test_terminated_while_fine_tuning(process: Secateur, secateur: Secateur, finished: Path, folder: Path) -> None:
+    stopped = process(*COMMAND, "--json", TOYS_SIGNAL="SIGTERM", TOYS_STOP_AFTER="32")
     assert stopped.code == 130
     assert stopped.document["error"]["kind"] == "stopped"
     assert stopped.document["error"]["hint"].endswith("--resume")
+    assert any("finetune" in name for name in names(folder / "out.state" / "journal"))
+    assert secateur(*COMMAND, "--resume").code == 0
+    assert weights(folder / "out") == weights(finished)
 
 
-def test_another_run_is_not_resumed(process: Secateur, secateur: Secateur, folder: Path) -> None:
-    process(*COMMAND, TOYS_SIGNAL="SIGKILL", TOYS_STOP_AFTER="30")
+def test_killed_and_resumed_but_not_as_another_run(
+    process: Secateur, secateur: Secateur, finished: Path, folder: Path
+) -> None:
+    assert process(*COMMAND, TOYS_SIGNAL="SIGKILL", TOYS_STOP_AFTER="20").code == -9
     secateur(*COMMAND, "--resume", "--seed", "1").refused(2, "had another seed")
-    assert (folder / "out.state").is_dir()
+    assert secateur(*COMMAND, "--resume").code == 0
+    assert weights(folder / "out") == weights(finished)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    return {file.parent.name: file.read_bytes() for file in path.rglob("*.safetensors")}
