@@ -140,6 +140,8 @@ def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:
         AttributeError: the model has no such module.
     """
     for path in paths:
+        if not path:
+            raise AttributeError("the path is empty")
         module = model.get_submodule(path)
         if type(module).forward is nn.Module.forward:
             remove_modules(module, [name for name, _ in module.named_children()])

@@ -1,7 +1,7 @@
 """Saliency: which channels of a group go first. The oracle decides how many.
 
 @saliency("mine")
-def mine(weight: Tensor, gradient: Tensor | None) -> Tensor:      # [filters, *] → [filters]
+def mine(weight: Tensor, gradient: Tensor | None) -> Tensor:      # [filters, weights] → [filters]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEEDS_GRADIENT = {"taylor"}
 
 
 def saliency(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion: from filters [F, *] and their gradients to one score per filter, larger is kept."""
+    """Register a criterion: from filters [F, weights] and their gradients to one score per filter, larger is kept."""
 
     def register(criterion: Criterion) -> Criterion:
         _CRITERIA[name] = criterion
@@ -78,15 +78,16 @@ def score(
     """Joint saliency of a group's channels [channels]: the mean over the parameters that produce them of the
     criterion per filter (Ye et al., T-PAMI 2023: inter-layer saliency).
 
-    `state` may be masked: zeros of already removed inputs count for every filter alike, so they do not change the
-    ranking within one parameter; each parameter is scaled to its own mean, so that large layers do not outvote.
+    `state` may be masked: what a filter reads from removed channels is left out, as if it were cut already.
     """
     totals = torch.zeros(group.channels)
     for member in group.members:
         if member.role != "out":
             continue
-        weight = state[member.parameter].detach().movedim(member.dim, 0)
-        gradient = None if gradients is None else gradients[member.parameter].movedim(member.dim, 0)
+        weight = state[member.parameter].detach().movedim(member.dim, 0).flatten(1)
+        read = weight.any(0) if weight.any() else slice(None)
+        weight = weight[:, read]
+        gradient = None if gradients is None else gradients[member.parameter].movedim(member.dim, 0).flatten(1)[:, read]
         per_filter = criterion(weight, gradient).float().cpu()
         totals += per_filter[torch.from_numpy(member.index)].mean(1)
     return totals

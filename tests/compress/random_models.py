@@ -24,7 +24,7 @@ class Program(nn.Module):
     def __init__(self, steps: Sequence[Step], heads: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        self.steps: list[Callable[[list[Tensor]], Tensor]] = []
+        self.steps: list[Callable[[nn.ModuleList, list[Tensor]], Tensor]] = []
         self.shapes: list[tuple[int, int]] = [(8, SIZE)]  # (channels, height = width) of each tensor
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         for kind, one, other in steps:
@@ -42,7 +42,7 @@ class Program(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         values = [self.stem(x)]
         for step in self.steps:
-            values.append(step(values))
+            values.append(step(self.layers, values))
         out = {"image": self.heads["image"](values[-1])}
         if "vector" in self.heads:
             out["vector"] = self.heads["vector"](values[(len(values) - 1) // 2].mean((2, 3)))
@@ -50,17 +50,18 @@ class Program(nn.Module):
             out["last"] = self.heads["last"](values[-1])
         return out
 
-    def add(self, step: Callable[[list[Tensor]], Tensor], channels: int, size: int) -> None:
+    def add(self, step: Callable[[nn.ModuleList, list[Tensor]], Tensor], channels: int, size: int) -> None:
         self.steps.append(step)
         self.shapes.append((channels, size))
 
-    def layer(self, module: nn.Module) -> nn.Module:
+    def layer(self, module: nn.Module) -> int:
+        """Its number among the layers, by which steps call it: a copy of the program calls its own."""
         self.layers.append(module)
-        return module
+        return len(self.layers) - 1
 
     def apply_to(self, source: int, module: nn.Module, channels: int, size: int) -> None:
-        module = self.layer(module)
-        self.add(lambda values: module(values[source]), channels, size)
+        number = self.layer(module)
+        self.add(lambda layers, values: layers[number](values[source]), channels, size)
 
     def like(self, source: int, wanted: int) -> int:
         """Another tensor of the same shape as `source`: one there is, or a 1×1 convolution to it."""
@@ -107,8 +108,8 @@ def norm(p: Program, source: int, number: int) -> None:
 
 def layer_norm(p: Program, source: int, number: int) -> None:
     channels, size = p.shapes[source]
-    module = p.layer(nn.LayerNorm(channels))
-    p.add(lambda values: module(values[source].permute(0, 2, 3, 1)).permute(0, 3, 1, 2), channels, size)
+    own = p.layer(nn.LayerNorm(channels))
+    p.add(lambda layers, values: layers[own](values[source].permute(0, 2, 3, 1)).permute(0, 3, 1, 2), channels, size)
 
 
 def activate(p: Program, source: int, number: int) -> None:
@@ -119,12 +120,12 @@ def activate(p: Program, source: int, number: int) -> None:
 
 def add(p: Program, source: int, number: int) -> None:
     other, shape = p.like(source, number), p.shapes[source]
-    p.add(lambda values: values[source] + values[other], *shape)
+    p.add(lambda layers, values: values[source] + values[other], *shape)
 
 
 def multiply(p: Program, source: int, number: int) -> None:
     other, shape = p.like(source, number), p.shapes[source]
-    p.add(lambda values: values[source] * torch.sigmoid(values[other]), *shape)
+    p.add(lambda layers, values: values[source] * torch.sigmoid(values[other]), *shape)
 
 
 def cat(p: Program, source: int, number: int) -> None:
@@ -133,18 +134,18 @@ def cat(p: Program, source: int, number: int) -> None:
     channels = p.shapes[source][0] + p.shapes[other][0]
     if channels > 24:
         return conv(p, source, number)
-    p.add(lambda values: torch.cat([values[source], values[other]], 1), channels, p.shapes[source][1])
+    p.add(lambda layers, values: torch.cat([values[source], values[other]], 1), channels, p.shapes[source][1])
 
 
 def chunk(p: Program, source: int, number: int) -> None:
     channels, size = p.shapes[source]
     if channels % 2:
         return conv(p, source, number)
-    module = p.layer(nn.Conv2d(channels // 2, channels // 2 + number % 2, 1))
+    own = p.layer(nn.Conv2d(channels // 2, channels // 2 + number % 2, 1))
 
-    def step(values: list[Tensor]) -> Tensor:
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
         left, right = values[source].chunk(2, 1)
-        return torch.cat([module(left), right], 1)
+        return torch.cat([layers[own](left), right], 1)
 
     p.add(step, channels + number % 2, size)
 
@@ -155,7 +156,7 @@ def shuffle(p: Program, source: int, number: int) -> None:
     if channels % 2:
         return conv(p, source, number)
 
-    def step(values: list[Tensor]) -> Tensor:
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
         batch, width, height, _ = values[source].shape
         rows = values[source].reshape(batch, 2, width // 2, height, height)
         return rows.transpose(1, 2).reshape(batch, width, height, height)
@@ -168,8 +169,8 @@ def gate(p: Program, source: int, number: int) -> None:
     channels, size = p.shapes[source]
     squeeze, excite = p.layer(nn.Linear(channels, 2 + number % 3)), p.layer(nn.Linear(2 + number % 3, channels))
 
-    def step(values: list[Tensor]) -> Tensor:
-        scale = torch.sigmoid(excite(F.relu(squeeze(values[source].mean((2, 3))))))
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
+        scale = torch.sigmoid(layers[excite](F.relu(layers[squeeze](values[source].mean((2, 3))))))
         return values[source] * scale[:, :, None, None]
 
     p.add(step, channels, size)
@@ -177,12 +178,12 @@ def gate(p: Program, source: int, number: int) -> None:
 
 def attend(p: Program, source: int, number: int) -> None:
     """A map from statistics over channels scales every channel."""
-    module = p.layer(nn.Conv2d(2, 1, 3, padding=1))
+    own = p.layer(nn.Conv2d(2, 1, 3, padding=1))
 
-    def step(values: list[Tensor]) -> Tensor:
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
         x = values[source]
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-        return x * torch.sigmoid(module(pooled))
+        return x * torch.sigmoid(layers[own](pooled))
 
     p.add(step, *p.shapes[source])
 
@@ -208,17 +209,17 @@ def pixels(p: Program, source: int, number: int) -> None:
 def twice(p: Program, source: int, number: int) -> None:
     """One module called two times in a row."""
     channels, size = p.shapes[source]
-    module = p.layer(nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), nn.ReLU()))
-    p.add(lambda values: module(module(values[source])), channels, size)
+    own = p.layer(nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), nn.ReLU()))
+    p.add(lambda layers, values: layers[own](layers[own](values[source])), channels, size)
 
 
 def flatten(p: Program, source: int, number: int) -> None:
     """All values of a sample through a linear layer, back as an image of one pixel block."""
     channels, size = p.shapes[source]
-    module = p.layer(nn.Linear(channels * size * size, 2 + number % 4))
+    own = p.layer(nn.Linear(channels * size * size, 2 + number % 4))
 
-    def step(values: list[Tensor]) -> Tensor:
-        return module(values[source].flatten(1))[:, :, None, None].expand(-1, -1, size, size)
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
+        return layers[own](values[source].flatten(1))[:, :, None, None].expand(-1, -1, size, size)
 
     p.add(step, 2 + number % 4, size)
 
@@ -227,7 +228,7 @@ def inplace(p: Program, source: int, number: int) -> None:
     """A copy whose first half is written to through a view."""
     channels, size = p.shapes[source]
 
-    def step(values: list[Tensor]) -> Tensor:
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
         x = values[source] * 1.5
         x[:, : x.shape[1] // 2].mul_(0.5)
         return x.add_(values[source])

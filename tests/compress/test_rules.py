@@ -229,5 +229,5 @@ def test_a_model_that_cannot_be_traced_says_so_in_one_line() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) if float(x.sum()) > 0 else x
 
-    with pytest.raises(ModelError, match="torch.export cannot trace the model"):
+    with pytest.raises(ModelError, match=r"torch\.export cannot trace the model"):
         trace(Branching(), torch.randn(2, 4))

@@ -1,0 +1,209 @@
+"""Sequences under the oracle, judged by the plainest thing there is: cut the model, call it, compute the losses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from secateur.compress.dataflow import ChannelGroup, ChannelGroups, trace
+from secateur.compress.journal import Journal
+from secateur.compress.pagcp.round import Record, Round
+from secateur.compress.pagcp.settings import RATIOS, Settings
+from secateur.core.budget import Budget
+from secateur.core.task import Batch, Task, Workload
+from secateur.profiles.count import count
+
+FREE = replace(tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None)
+"""One sequence over all groups, not stopped by a budget."""
+EQUAL = {"quadrant": 1.0, "brightness": 1.0}
+
+
+@dataclass
+class Ran:
+    record: Record
+    decisions: list[dict[str, Any]]
+    base: dict[str, float]
+    kept: dict[str, list[int]]
+
+
+def ran(
+    squares: Workload, folder: Path, settings: Settings, strictness: dict[str, float] = EQUAL, budget: str = ""
+) -> Ran:
+    """One round, with its decisions as the journal holds them."""
+    record = Record()
+    one = Round(squares.model, squares, settings, strictness, Journal(folder, {}, resume=False), record, 0)
+    before = count(squares.model, squares.example_input, squares.task_names).costs
+    channels = one.prune(list(Budget.parse(budget or None).limits), before)
+    steps = json.loads((folder / "journal.json").read_text())["steps"]
+    decisions = [steps[f"round0/pass0/{name}"]["result"] for name in record.sequences[0]["order"]]
+    kept = {name: dims[0].tolist() for name, dims in channels.kept.items() if 0 in dims}
+    return Ran(record, decisions, steps["round0/pass0/base"]["result"], kept)
+
+
+@torch.no_grad()
+def plain_losses(model: nn.Module, batches: list[Batch], tasks: tuple[Task, ...]) -> dict[str, float]:
+    model.eval()
+    found = [(model(inputs), targets) for inputs, targets in batches]
+    return {
+        task.name: sum(float(task.loss(output[task.name], targets[task.name])) for output, targets in found)
+        / len(found)
+        for task in tasks
+    }
+
+
+@pytest.mark.parametrize("strictness", [EQUAL, {"quadrant": 0.5, "brightness": 1.5}])
+def test_every_decision_keeps_its_promise_on_the_really_cut_model(
+    squares: Workload, tmp_path: Path, strictness: dict[str, float]
+) -> None:
+    found = ran(squares, tmp_path / "state", FREE, strictness)
+    groups = trace(squares.model, squares.calibration[0][0])
+    base, kept = plain_losses(squares.model, squares.calibration, squares.tasks), {}
+    assert found.base == pytest.approx(base, rel=1e-4)
+    pruned = 0
+    for decision in found.decisions:
+        assert decision["base"] == pytest.approx(base, rel=1e-3)
+        for trial in decision["trials"]:
+            limits = {task: decision["base"][task] * (1 + decision["tau"] * strictness[task]) for task in base}
+            if trial["losses"] is not None:
+                assert trial["accepted"] == all(trial["losses"][task] <= limits[task] for task in base)
+        if len(decision["kept"]) == decision["kept_before"]:
+            continue
+        kept[decision["group"]] = decision["kept"]
+        losses = plain_losses(groups.cut(kept), squares.calibration, squares.tasks)
+        (promised,) = [t["losses"] for t in decision["trials"] if t["accepted"] and t["kept"] == len(decision["kept"])]
+        assert promised == pytest.approx(losses, rel=1e-3)
+        for task, loss in losses.items():
+            assert loss <= base[task] * (1 + decision["tau"] * strictness[task]) * (1 + 1e-3)
+        base = {task: max(base[task], loss) for task, loss in losses.items()}
+        pruned += 1
+    assert pruned >= 3
+
+
+def test_a_stricter_task_ends_with_a_lower_loss(squares: Workload, tmp_path: Path) -> None:
+    def rises(strictness: dict[str, float]) -> dict[str, float]:
+        found = ran(squares, tmp_path / "state", FREE, strictness)
+        groups = trace(squares.model, squares.calibration[0][0])
+        small = groups.cut({decision["group"]: decision["kept"] for decision in found.decisions})
+        return {
+            task: loss / found.base[task]
+            for task, loss in plain_losses(small, squares.calibration, squares.tasks).items()
+        }
+
+    strict, lenient = rises({"quadrant": 0.1, "brightness": 1.9}), rises({"quadrant": 1.9, "brightness": 0.1})
+    assert strict["quadrant"] < lenient["quadrant"]
+    assert lenient["brightness"] < strict["brightness"]
+
+
+def test_the_filter_keeps_the_best_share(squares: Workload, tmp_path: Path) -> None:
+    for share in (0.3, 0.8, 1.0):
+        found = ran(squares, tmp_path / "state", replace(FREE, keep_share=share))
+        candidates = sum(len(decision["kept"]) < decision["kept_before"] for decision in found.decisions)
+        assert candidates >= 3
+        assert sum(line["pruned"] for line in found.record.decisions) == math.ceil(share * candidates)
+
+
+def test_no_prefix_cache_gives_the_same_decisions_for_more_flops(squares: Workload, tmp_path: Path) -> None:
+    cached, bare = (ran(squares, tmp_path / "state", replace(FREE, cache_limit=limit)) for limit in (2**30, 0))
+    assert [d["kept"] for d in cached.decisions] == [d["kept"] for d in bare.decisions]
+    assert cached.record.spent.forward_flops < bare.record.spent.forward_flops
+
+
+def test_bisection_decides_as_the_sweep_for_fewer_flops(squares: Workload, tmp_path: Path) -> None:
+    """With tolerances that let many ratios pass, which is where a sweep is long."""
+    lenient = replace(FREE, local_tolerance=5.0)
+    bisected = ran(squares, tmp_path / "one", replace(lenient, check_monotone=True))
+    swept = ran(squares, tmp_path / "other", replace(lenient, bisect=False))
+    for one, other in zip(bisected.decisions, swept.decisions, strict=True):
+        assert one["group"] == other["group"]
+        assert one["kept"] == other["kept"]
+    spent = bisected.record.spent
+    assert spent.forward_flops < swept.record.spent.forward_flops
+    assert spent.forward_flops < spent.published_loop_forward_flops
+    assert swept.record.spent.evaluations > spent.evaluations > 0
+
+
+def naive_scores(groups: ChannelGroups, group: ChannelGroup) -> np.ndarray:
+    """Mean over the members that produce the channels of the mean |w| per filter."""
+    tensors, members = dict(groups.model.named_parameters()), [m for m in group.members if m.role == "out"]
+    scores = [
+        tensors[m.parameter].detach().movedim(m.dim, 0).abs().flatten(1).mean(1).numpy()[m.index].mean(1)
+        for m in members
+    ]
+    return np.mean(scores, axis=0)
+
+
+def naive_lambda(tau: float, bound: float, groups: int) -> float:
+    candidates = np.linspace(0.5, 2.5, 200_001)
+    return float(candidates[np.abs(np.exp(sum(np.log1p(tau * candidates**i) for i in range(groups))) - bound).argmin()])
+
+
+def published_procedure(
+    squares: Workload, tau: float, bound: float
+) -> tuple[dict[str, list[int]], list[str], list[float]]:
+    """The published loop as its description tells it: copy, cut, evaluate, one ratio after the other."""
+    groups = trace(squares.model, squares.calibration[0][0])
+    names = [group.name for group in groups.prunable]
+    flops = count(squares.model, squares.example_input).costs.flops
+
+    def without(model_groups: ChannelGroups, name: str, gone: int) -> tuple[nn.Module, list[int]]:
+        scores = naive_scores(model_groups, model_groups[name])
+        keep = np.sort(np.argsort(scores, kind="stable")[gone:])
+        return model_groups.cut({name: keep}), keep.tolist()
+
+    saved = {
+        name: flops
+        - count(without(groups, name, int(0.3 * groups[name].channels))[0], squares.example_input).costs.flops
+        for name in names
+    }
+    scale = naive_lambda(tau, bound, len(names))
+    plan = sorted(names, key=lambda name: saved[name], reverse=scale <= 1)
+
+    model, base = copy.deepcopy(squares.model), plain_losses(squares.model, squares.calibration, squares.tasks)
+    kept: dict[str, list[int]] = {}
+    scored, taus = [], []
+    for name in plan:
+        taus.append(tau)
+        now = trace(model, squares.calibration[0][0])
+        accepted = None
+        for ratio in RATIOS:
+            gone = max(1, int(now[name].channels * ratio + 1e-9))
+            candidate, keep = without(now, name, gone)
+            losses = plain_losses(candidate, squares.calibration, squares.tasks)
+            if max(losses[task] / base[task] for task in base) > 1 + tau:
+                break
+            accepted = candidate, keep, losses
+        if accepted is not None:
+            model, keep, losses = accepted
+            kept[name] = keep
+            rise = max(losses[task] / base[task] for task in base) - 1
+            alone = flops - count(groups.cut({name: keep}), squares.example_input).costs.flops
+            scored.append((rise / alone, name))
+            base = {task: max(base[task], losses[task]) for task in base}
+        tau *= scale
+    best = {name for _, name in sorted(scored)[: math.ceil(0.8 * len(scored))]}
+    return {name: keep for name, keep in kept.items() if name in best}, plan, taus
+
+
+@pytest.mark.parametrize("bound", [1.2, 2.0])
+def test_the_published_settings_decide_as_the_published_procedure(
+    squares: Workload, tmp_path: Path, bound: float
+) -> None:
+    """Order, λ, τ, channels kept and the filter; λ is below 1 for the small bound and above for the large one."""
+    settings = replace(tiny.FAST.published(), local_tolerance=0.05, global_tolerance=bound, bisect=False)
+    found = ran(squares, tmp_path / "state", settings)
+    kept, plan, taus = published_procedure(squares, 0.05, bound)
+    assert [decision["group"] for decision in found.decisions] == plan
+    assert [decision["tau"] for decision in found.decisions] == pytest.approx(taus, rel=1e-3)
+    by_name = {decision["group"]: decision["kept"] for decision in found.decisions}
+    pruned = {line["group"] for line in found.record.decisions if line["pruned"]}
+    assert {name: by_name[name] for name in pruned} == kept
