@@ -75,7 +75,7 @@ def compress(
 
 def demo(
     context: typer.Context,
-    quick: Annotated[bool, typer.Option("--quick", help="The small workload digits, in less than a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The small workload digits instead, in a minute or two.")] = False,
     resume: Resume = False,
 ) -> Answer:
     """Compress an embedded model, start to end.
@@ -89,7 +89,7 @@ def demo(
 
         return compress_to_bundle(
             "digits" if quick else "scenes", RUNS / "demo", DEMO_BUDGET, DEMO_DROP,
-            settings=settings_of(None, epochs=4, rounds=2) if quick else None,
+            settings=settings_of(None, epochs=9, rounds=2) if quick else None,
             resume=resume, force=True, command=command,
         )  # fmt: skip
 
