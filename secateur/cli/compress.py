@@ -75,7 +75,7 @@ def compress(
 
 def demo(
     context: typer.Context,
-    quick: Annotated[bool, typer.Option("--quick", help="The small workload digits instead, in a minute or two.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The small workload digits instead.")] = False,
     resume: Resume = False,
 ) -> Answer:
     """Compress an embedded model, start to end.
