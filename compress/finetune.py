@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
 from secateur.compress.journal import Journal
-from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout
+from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out
 from secateur.core.errors import ModelError
 from secateur.core.predict import predict, task_losses
 from secateur.core.progress import bar
@@ -84,7 +84,7 @@ class _Run:
         self.bfloat16 = fast_bfloat16(self.device)
         self.layout = fast_layout(model, workload.example_input, self.tasks)
         for network in (self.model, self.teacher):
-            network.to(memory_format=self.layout)
+            lay_out(network, self.layout)
         decay, no_decay = _parameter_groups(model)
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
@@ -94,7 +94,7 @@ class _Run:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _warmup_cosine(step / max(steps, 1), recipe.warmup)
         )
-        average = get_ema_multi_avg_fn(recipe.ema_decay)
+        average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
     def epoch(self, number: int, progress: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class _Run:
         value = float(total.detach())
         if math.isfinite(value):
             self.optimizer.zero_grad()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
             self.optimizer.step()
             self.scheduler.step()
@@ -143,7 +143,7 @@ class _Run:
         inputs = in_layout(inputs, self.layout)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
             found = predict(model, inputs, self.tasks)
-        return pytree.tree_map_only(Tensor, lambda value: value.float() if value.dtype == torch.bfloat16 else value, found)
+        return {name: pytree.tree_map_only(Tensor, _float32, value) for name, value in found.items()}
 
     def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -164,7 +164,7 @@ class _Run:
     def finish(self) -> None:
         """The moving average is the result."""
         self._back_to_average()
-        self.model.to(memory_format=torch.contiguous_format).eval()
+        lay_out(self.model, torch.contiguous_format).eval()
 
     def _back_to_average(self) -> None:
         self.model.load_state_dict(self.ema.module.state_dict())
@@ -179,6 +179,10 @@ def distillation(student: Any, teacher: Any) -> Tensor:
         if isinstance(one, Tensor) and one.is_floating_point()
     ]
     return torch.stack(terms).mean() if terms else torch.zeros(())
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.float() if value.dtype == torch.bfloat16 else value
 
 
 def _warmup_cosine(progress: float, warmup: float) -> float:

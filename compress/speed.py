@@ -16,13 +16,18 @@ from secateur.core.task import Task
 def fast_layout(model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> torch.memory_format:
     """Channels last, which convolutions run twice as fast on, unless the model's forward cannot take it (a `view` of
     a feature map needs the contiguous layout)."""
-    trial = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    trial = lay_out(copy.deepcopy(model), torch.channels_last)
     try:
         with torch.no_grad(), evaluating(trial):
             predict(trial, in_layout(inputs, torch.channels_last), tasks)
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last
+
+
+def lay_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Put a model's weights into a memory layout, in place."""
+    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def in_layout(value: Any, layout: torch.memory_format) -> Any:
@@ -37,5 +42,5 @@ def in_layout(value: Any, layout: torch.memory_format) -> Any:
 def fast_bfloat16(device: str) -> bool:
     """Whether a device computes bfloat16 in hardware."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -214,7 +214,7 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
         elif spec.kind is InputKind.USER_INPUT and "val" in node.meta and isinstance(node.meta["val"], Tensor):
             inputs.append(node)
     mutated = len(program.graph_signature.output_specs) - len(program.graph_signature.user_outputs)
-    returned = list(graph.output_node().args[0])[mutated:]  # type: ignore[arg-type]
+    returned = list(graph.output_node().args[0])[mutated:]
     outputs = tuple(dict.fromkeys(leaf for leaf in returned if isinstance(leaf, Node)))
     return Graph(
         nodes=tuple(node for node in graph.nodes if node.op == "call_function"),

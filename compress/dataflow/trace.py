@@ -99,7 +99,7 @@ class Flow:
     def _visit(self, node: Node) -> None:
         if op_name(node) == "getitem":
             parts = self.labels.get(node.args[0], {})  # type: ignore[arg-type]
-            self.labels[node] = parts[int(node.args[1])] if isinstance(parts, list) else parts
+            self.labels[node] = parts[node.args[1]] if isinstance(parts, list) else parts  # type: ignore[index]
             return
         op = Op(node, self.labels, self.space)
         labelled = [tensor for tensor in op.tensors if self._of(tensor)]

@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Index, Keep
-from secateur.compress.dataflow.mask import Masked, masked_state
+from secateur.compress.dataflow.mask import masked_state
+from secateur.compress.dataflow.replay import Values
 from secateur.compress.speed import fast_layout, in_layout
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import batch_size, pick_tasks, predict, task_losses
@@ -72,7 +75,13 @@ class Oracle:
         self.batches = [(in_layout(inputs, layout), targets) for inputs, targets in self.batches]
         self._state = {name: in_layout(tensor.detach(), layout) for name, tensor in named_tensors(model).items()}
         self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
+        self.prefix = Prefix(self)
         self._check_replay()
+
+    def count_flops(self, position: int, calls: frozenset[Node] | None) -> None:
+        """Add the FLOPs of running a graph, or some of its calls, on one batch."""
+        flops = self._flops[position]
+        self.spent.forward_flops += sum(flops.values()) if calls is None else sum(flops[call] for call in calls)
 
     @property
     def full_pass_flops(self) -> float:
@@ -123,27 +132,25 @@ class Oracle:
 
 
 class Session:
-    """Candidates of one group: the prefix that the group cannot reach is cached per batch, within the limit."""
+    """Candidates of one group on top of a choice for the others."""
 
     def __init__(self, oracle: Oracle, keep: Keep, group: str | None) -> None:
-        self._oracle, self._keep, self._group = oracle, dict(keep), group
-        names = [] if group is None else [member.parameter for member in oracle.groups[group].members]
+        self._oracle, self._keep = oracle, dict(keep)
         self._base_state = oracle.state(keep)
-        self._graphs = [_GraphPart(masked, names) for masked in oracle.groups.masked]
-        self._caches: dict[int, list[dict[Node, Any]]] = {}
-        self._bytes = 0
+        names = [] if group is None else [member.parameter for member in oracle.groups[group].members]
+        self._dirty = [masked.replay.reachable(names) for masked in oracle.groups.masked]
+        oracle.prefix.follow(self._keep, self._base_state)
 
     def losses(self, candidate: Keep, limits: Mapping[str, float]) -> Losses | None:
         """Each task's mean loss with the candidate's channels; None as soon as a limit is certainly exceeded."""
         oracle = self._oracle
-        keep = {**self._keep, **candidate}
         state = self._base_state | masked_state(oracle.groups.groups, candidate, self._base_state)
-        gone = oracle.groups.gone(keep)
+        gone = oracle.groups.gone({**self._keep, **candidate})
         sums = dict.fromkeys((task.name for task in oracle.tasks), 0.0)
         oracle.spent.evaluations += 1
         non_negative = True
-        for number, (inputs, targets) in enumerate(oracle.batches):
-            predictions = oracle.predictions(self._run(number, inputs, state, gone))
+        for number, (_, targets) in enumerate(oracle.batches):
+            predictions = oracle.predictions(oracle.prefix.run(number, state, gone, self._dirty))
             with torch.no_grad():
                 values = task_losses(predictions, targets, oracle.tasks)
             for name, value in values.items():
@@ -154,42 +161,76 @@ class Session:
         means = {name: total / len(oracle.batches) for name, total in sums.items()}
         return means if all(math.isfinite(value) for value in means.values()) or not limits else None
 
-    def _run(self, number: int, inputs: Any, state: Mapping[str, Tensor], gone: Index) -> list[list[Any]]:
-        caches = self._caches.get(number)
-        results, fresh = [], []
-        for position, part in enumerate(self._graphs):
-            flops = self._oracle._flops[position]
-            if caches is not None:
-                values, _ = part.masked.run(inputs, state, gone, only=part.dirty, cached=caches[position])
-                self._oracle.spent.forward_flops += sum(flops[node] for node in part.dirty)
-            else:
-                values, cached = part.masked.run(inputs, state, gone, wanted=part.frontier)
-                self._oracle.spent.forward_flops += sum(flops.values())
-                fresh.append(cached)
-            results.append(values)
-        if caches is None and self._bytes < self._oracle.cache_limit and self._group is not None:
-            self._bytes += sum(_size(value) for cached in fresh for value in cached.values())
-            self._caches[number] = fresh
+
+class Prefix:
+    """Every activation of the model as pruned so far, per calibration batch, for as many batches as the memory limit
+    allows. A candidate re-runs only what its parameters reach; an accepted one updates that part once."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+        self._keep: dict[str, Index] = {}
+        self._values: dict[int, list[Values]] = {}
+        self._bytes = 0
+
+    def follow(self, keep: Keep, state: Mapping[str, Tensor]) -> None:
+        """Bring the cached activations to another choice of channels."""
+        groups = self._oracle.groups
+        changed = [name for name in groups if not np.array_equal(keep.get(name, ()), self._keep.get(name, ()))]
+        self._keep = {name: np.asarray(kept) for name, kept in keep.items()}
+        if not changed or not self._values:
+            return
+        names = [member.parameter for name in changed for member in groups[name].members]
+        dirty = [masked.replay.reachable(names) for masked in groups.masked]
+        for number in list(self._values):
+            self.run(number, state, groups.gone(keep), dirty, update=True)
+
+    def run(
+        self,
+        number: int,
+        state: Mapping[str, Tensor],
+        gone: Index,
+        dirty: Sequence[frozenset[Node]],
+        update: bool = False,
+    ) -> list[list[Any]]:
+        """The outputs of all graphs for one batch, re-running only `dirty` where the rest is cached."""
+        cached = self._values.get(number)
+        if cached is None and self._bytes < self._oracle.cache_limit:
+            cached = self._fill(number)
+        inputs, results = self._oracle.batches[number][0], []
+        for position, masked in enumerate(self._oracle.groups.masked):
+            only = None if cached is None else dirty[position]
+            values = None if cached is None else cached[position]
+            wanted = dirty[position] if update else ()
+            outputs, fresh = masked.run(inputs, state, gone, only=only, cached=values, wanted=wanted)
+            if update and values is not None:
+                values.update(fresh)
+            self._oracle.count_flops(position, only)
+            results.append(outputs)
         return results
 
-
-class _GraphPart:
-    """The part of a graph that a group's parameters reach, and what it reads from the rest."""
-
-    def __init__(self, masked: Masked, names: Sequence[str]) -> None:
-        self.masked = masked
-        self.dirty = masked.replay.reachable(names)
-        self.frontier = masked.replay.frontier(self.dirty)
+    def _fill(self, number: int) -> list[Values]:
+        """Compute all activations of a batch for the choice that the cache follows."""
+        groups = self._oracle.groups
+        state, gone = self._oracle.state(self._keep), groups.gone(self._keep)
+        filled = []
+        for position, masked in enumerate(groups.masked):
+            inputs = self._oracle.batches[number][0]
+            _, values = masked.run(inputs, state, gone, wanted=masked.replay.graph.compute)
+            self._oracle.count_flops(position, None)
+            self._bytes += _storage_bytes(values)
+            filled.append(values)
+        self._values[number] = filled
+        return filled
 
 
 _NONE = torch.empty(0, dtype=torch.int64).numpy()
 
 
-def _size(value: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(value))
+def _storage_bytes(values: Values) -> int:
+    """Memory of tensors, shared storage counted once."""
+    storages = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in _leaves(values)}
+    return sum(storages.values())
 
 
 def _leaves(value: Any) -> list[Tensor]:
-    from torch.utils import _pytree as pytree
-
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -139,10 +139,9 @@ class _Run:
         found = self.budget.misses(point.costs, before)
         for task in self.workload.tasks:
             change = task.relative_change(metrics_before[task.name], point.metrics[task.name])
-            if -change > self.tolerance.of(task.name) + 1e-9:
-                found.append(
-                    f"{task.name}: {100 * change:+.2f}% where a drop of {100 * self.tolerance.of(task.name):g}% is allowed"
-                )
+            allowed = self.tolerance.of(task.name)
+            if -change > allowed + 1e-9:
+                found.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
         return found
 
     def history(self) -> dict[str, Any]:
@@ -171,7 +170,7 @@ def _check_budget(budget: Budget, settings: Settings) -> None:
         if limit.kind not in STATIC_KINDS:
             raise BudgetError(
                 f"this version does not prune to a budget on {limit.kind}",
-                f"give one on {', '.join(STATIC_KINDS)}; `secateur select` then chooses among the points by {limit.kind}",
+                f"give one on {', '.join(STATIC_KINDS)}; `secateur select` then chooses by {limit.kind}",
             )
     if not budget and settings.stop_at_budget:
         raise BudgetError("no budget is given", 'for example: --budget "flops<=40%", or --paper for the published run')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,9 +32,10 @@ T = TypeVar("T")
 
 @dataclass
 class Record:
-    """What a run leaves for the report: groups, decisions in order, and what the oracle spent."""
+    """What a run leaves for the report: groups, decisions in order, what the oracle spent, the original's losses."""
 
     spent: Spent = field(default_factory=Spent)
+    original: dict[str, float] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     sequences: list[dict[str, Any]] = field(default_factory=list)
@@ -73,16 +75,35 @@ class Round:
         tau = self._settings.local_tolerance
         for attempt in range(self._settings.max_passes):
             label = f"round{self._number}/pass{attempt}"
-            base = self._step(f"{label}/base", lambda kept=kept: self._oracle.losses(kept), dict, dict)
+            base = self._losses(f"{label}/base", kept)
+            self._record.original = self._record.original or dict(base)
             sequence = Sequence(
-                self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base, target,
-                self._gradients,
+                self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base,
+                self._ceiling(attempt), target, self._gradients,
             )  # fmt: skip
             if sequence.done:
                 break
             kept = self._sequence(sequence, tau, attempt)
             tau = sequence.next_tolerance(tau, kept)
         return self._groups.channel_map(kept)
+
+    def _losses(self, key: str, kept: Kept) -> dict[str, float]:
+        def losses() -> dict[str, float]:
+            return self._oracle.losses(kept)
+
+        return self._step(key, losses, dict, dict)
+
+    def _decide(self, key: str, sequence: Sequence, name: str, tau: float) -> Decision:
+        def decide() -> Decision:
+            return sequence.decide(name, tau)
+
+        return self._step(key, decide, Decision.as_json, Decision.from_json)
+
+    def _ceiling(self, attempt: int) -> dict[str, float]:
+        """The largest loss that a sequence may leave each task with."""
+        growth = self._settings.growth
+        rise = math.inf if growth is None else growth ** (attempt + 1) - 1
+        return {task: loss * (1 + rise * self._strictness[task]) for task, loss in self._record.original.items()}
 
     def _sequence(self, sequence: Sequence, tau: float, attempt: int) -> Kept:
         """One sequence and its filter. When the budget was met on the way, everything up to there is kept."""
@@ -97,10 +118,7 @@ class Round:
                 if sequence.done:
                     break
                 progress.note(name)
-                decision = self._step(
-                    f"{label}/{name}", lambda name=name, tau=tau: sequence.decide(name, tau),
-                    Decision.as_json, Decision.from_json,
-                )  # fmt: skip
+                decision = self._decide(f"{label}/{name}", sequence, name, tau)
                 sequence.apply(decision)
                 tau *= scale
                 progress.advance()

@@ -85,6 +85,7 @@ class Sequence:
     strictness: Mapping[str, float]
     kept: Kept
     base: Losses
+    ceiling: Losses
     target: Target
     gradients: Mapping[str, Any] | None = None
     decisions: list[Decision] = field(default_factory=list)
@@ -95,7 +96,7 @@ class Sequence:
             group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self.settings.min_channels
         ]
         if self.settings.global_tolerance is None:
-            scale = 1.0
+            scale = self.settings.taper ** (1 / max(len(groups) - 1, 1))
         else:
             scale = solve_lambda(self.settings.local_tolerance, self.settings.global_tolerance, len(groups))
         return order({group.name: self._trial_saving(group) for group in groups}, scale), scale
@@ -118,7 +119,10 @@ class Sequence:
         kept = self.kept[name]
         session = self.oracle.at(self.kept, name)
         scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
-        limits = {task: value * (1 + tau * self.strictness[task]) for task, value in self.base.items()}
+        limits = {
+            task: min(value * (1 + tau * self.strictness[task]), max(value, self.ceiling[task]))
+            for task, value in self.base.items()
+        }
         search = _Search(
             session, name, lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))], limits,
             self.base, self._candidates(name, len(kept)), self.settings.check_monotone,
@@ -178,8 +182,10 @@ class Sequence:
     def _candidates(self, name: str, count: int) -> list[tuple[float, int]]:
         """(ratio, channels removed) ascending and distinct; none beyond what the budget still asks for."""
         candidates: dict[int, float] = {}
+        step = channel_step(self.oracle.groups[name].channels, self.settings.round_to)
         for ratio in self.settings.ratios:
-            gone = min(max(1, int(count * ratio + 1e-9)), count - self.settings.min_channels)
+            keep = count - max(1, int(count * ratio + 1e-9))
+            gone = count - max(keep // step * step, min(step, count), self.settings.min_channels)
             if gone > 0:
                 candidates.setdefault(gone, ratio)
         listed = [(ratio, gone) for gone, ratio in candidates.items()]
@@ -230,10 +236,13 @@ class _Search:
         return self.trials[index].accepted
 
     def bisect(self) -> tuple[list[Trial], int | None]:
-        low, high = -1, len(self.counts)
+        """The bracket doubles from the smallest removal, since most groups accept little, and is then halved."""
+        low, high, probe = -1, len(self.counts), 0
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.try_(middle) else (low, middle)
+            accepted = self.try_(probe)
+            low, high = (probe, high) if accepted else (low, probe)
+            doubling = high == len(self.counts)
+            probe = min(2 * probe + 2, high - 1) if doubling else (low + high) // 2
         if self._falls_somewhere():
             self.not_monotone = 1
             if self.check_monotone:
@@ -262,3 +271,9 @@ class _Search:
 def _rise(losses: Losses, base: Losses) -> float:
     """max_t L_t / B_t - 1."""
     return max(losses[task] / max(value, 1e-12) for task, value in base.items()) - 1
+
+
+def channel_step(channels: int, largest: int) -> int:
+    """Kept channel counts are multiples of this: the largest power of two up to `largest` that leaves a group at
+    least four sizes to choose from. Unaligned counts cost CPUs more time than the channels they save."""
+    return int(2 ** int(math.log2(max(1, min(largest, channels // 4)))))

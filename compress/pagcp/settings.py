@@ -17,7 +17,12 @@ class Settings:
 
     Args:
         local_tolerance: τ0, allowed relative increase of each task's loss at the first group of a sequence.
-        global_tolerance: T, the product bound over all groups, from which λ follows; None keeps λ = 1.
+        global_tolerance: T, the product bound over all groups, from which λ follows.
+        taper: without T, the tolerance of the last group of a sequence as a share of the first one's: the groups that
+            save most may cost most.
+        growth: a sequence may multiply each task's loss by at most this factor, counted from the original model's
+            losses and compounding over the sequences of a round; None for no such ceiling. It keeps a task that is
+            nearly lost from becoming free to cut.
         keep_share: P, share of the groups that the filter keeps, best loss increase per cost removed first.
         ratios: candidate pruning ratios of a group, ascending.
         rounds: prune - fine-tune rounds; each ends in one point of the Pareto front.
@@ -28,6 +33,7 @@ class Settings:
             which gives the published decision there too.
         saliency: which channels of a group go first: "l1" (published), "l2", "taylor", "random".
         min_channels: channels that always stay in a group.
+        round_to: kept channel counts are multiples of up to this power of two, as devices like them; 1 for any count.
         epochs: of fine-tuning, over all rounds.
         lr, weight_decay, distillation, clip: of fine-tuning; `distillation` is the weight of the teacher's outputs.
         cache_limit: bytes of activations that prefix caching may hold.
@@ -35,8 +41,10 @@ class Settings:
         calibration_samples: samples of the calibration loader that the oracle uses; None for all.
     """
 
-    local_tolerance: float = 0.02
+    local_tolerance: float = 0.1
     global_tolerance: float | None = None
+    taper: float = 0.1
+    growth: float | None = 1.5
     keep_share: float = 0.8
     ratios: tuple[float, ...] = RATIOS
     rounds: int = 3
@@ -46,6 +54,7 @@ class Settings:
     check_monotone: bool = False
     saliency: str = "l1"
     min_channels: int = 1
+    round_to: int = 8
     epochs: int = 12
     lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -56,7 +65,7 @@ class Settings:
     calibration_samples: int | None = 64
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "max_passes", "min_channels"):
+        for name in ("rounds", "max_passes", "min_channels", "round_to"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
         if self.epochs < 0:
@@ -68,6 +77,7 @@ class Settings:
     def published(self) -> Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
         return replace(
-            self, local_tolerance=0.05, global_tolerance=5.0, keep_share=0.8, ratios=RATIOS, rounds=1, max_passes=1,
-            stop_at_budget=False, check_monotone=True, saliency="l1", calibration_samples=None,
+            self, local_tolerance=0.05, global_tolerance=5.0, growth=None, keep_share=0.8, ratios=RATIOS, rounds=1,
+            max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
+            calibration_samples=None,
         )  # fmt: skip

@@ -5,5 +5,6 @@ from secateur.compress.dataflow.rules.contraction import refuse
 from secateur.compress.dataflow.rules.registry import Labels, Op, find_rule, rule
 
 __all__ = [
-    "Labels", "Op", "contraction", "find_rule", "normalise", "pointwise", "reduce", "refuse", "reshape", "rule", "spatial",
+    "Labels", "Op", "contraction", "find_rule", "normalise", "pointwise", "reduce", "refuse", "reshape", "rule",
+    "spatial",
 ]  # fmt: skip
