@@ -1,6 +1,6 @@
 # Secateur. On a fresh machine `make demo` and `make test` are all the set-up there is.
 #
-#   make demo     compress, select, benchmark and report the embedded workload
+#   make demo     compress, select, benchmark and report the embedded workload       (make demo DEMO=--quick: digits)
 #   make test     lint, types and tests            (make test ARGS="tests/core -k budget" runs some of the tests)
 #   make train    train the embedded workloads again
 #
@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKLOADS ?= scenes digits multifashion
 ARGS ?=
+DEMO ?=
 
 bin := $(abspath $(VENV))/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -18,7 +19,7 @@ install := $(bin)/python -m pip install --quiet --disable-pip-version-check --co
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(bin)/secateur demo
+	$(bin)/secateur demo $(DEMO)
 
 test: lint types
 	$(bin)/python -m pytest $(ARGS)
