@@ -171,10 +171,27 @@ class Prefix:
         self._keep: dict[str, Index] = {}
         self._values: dict[int, list[Values]] = {}
         self._bytes = 0
+        self._resumed = False
+
+    def resume(self, keep: Keep) -> None:
+        """Stand where the evaluation of a finished step of a resumed run left the cache; what that step spent is
+        counted already."""
+        self._keep = {name: np.asarray(kept) for name, kept in keep.items()}
+        self._values, self._bytes, self._resumed = {}, 0, True
+
+    def _refill(self) -> None:
+        """Compute the activations of a resumed run again, uncounted: the whole run spent them once."""
+        self._resumed, spent = False, self._oracle.spent.forward_flops
+        for number in range(len(self._oracle.batches)):
+            if self._bytes < self._oracle.cache_limit:
+                self._fill(number)
+        self._oracle.spent.forward_flops = spent
 
     def follow(self, keep: Keep, state: Mapping[str, Tensor]) -> None:
         """Bring the cached activations to another choice of channels."""
         groups = self._oracle.groups
+        if self._resumed:
+            self._refill()
         changed = [name for name in groups if not np.array_equal(keep.get(name, ()), self._keep.get(name, ()))]
         self._keep = {name: np.asarray(kept) for name, kept in keep.items()}
         if not changed or not self._values:

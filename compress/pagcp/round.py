@@ -91,13 +91,13 @@ class Round:
         def losses() -> dict[str, float]:
             return self._oracle.losses(kept)
 
-        return self._step(key, losses, dict, dict)
+        return self._step(key, kept, losses, dict, dict)
 
     def _decide(self, key: str, sequence: Sequence, name: str, tau: float) -> Decision:
         def decide() -> Decision:
             return sequence.decide(name, tau)
 
-        return self._step(key, decide, Decision.as_json, Decision.from_json)
+        return self._step(key, sequence.kept, decide, Decision.as_json, Decision.from_json)
 
     def _ceiling(self, attempt: int) -> dict[str, float]:
         """The largest loss that a sequence may leave each task with."""
@@ -128,12 +128,15 @@ class Round:
             self._record.decisions.append(_line(decision, self._number, attempt, decision.group in passed))
         return before | {name: sequence.kept[name] for name in passed}
 
-    def _step(self, key: str, compute: Callable[[], T], encode: Callable[[T], Any], decode: Callable[[Any], T]) -> T:
-        """A journalled step that also remembers what the oracle had spent after it."""
+    def _step(
+        self, key: str, kept: Kept, compute: Callable[[], T], encode: Callable[[T], Any], decode: Callable[[Any], T]
+    ) -> T:
+        """A journalled step, taken while `kept` is kept, that also remembers what the oracle had spent after it."""
         spent = self._record.spent
 
         def restore(document: Any) -> T:
             vars(spent).update(document["spent"])
+            self._oracle.prefix.resume(kept)
             return decode(document["result"])
 
         return self._journal.step(

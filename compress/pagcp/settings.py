@@ -47,7 +47,7 @@ class Settings:
     growth: float | None = 1.5
     keep_share: float = 0.8
     ratios: tuple[float, ...] = RATIOS
-    rounds: int = 3
+    rounds: int = 2
     max_passes: int = 12
     stop_at_budget: bool = True
     bisect: bool = True
@@ -55,7 +55,7 @@ class Settings:
     saliency: str = "l1"
     min_channels: int = 1
     round_to: int = 8
-    epochs: int = 12
+    epochs: int = 8
     lr: float = 1e-3
     weight_decay: float = 1e-4
     distillation: float = 1.0

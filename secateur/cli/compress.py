@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from secateur.core.bundle import Bundle
 
 RUNS = Path("runs")
-DEMO_BUDGET, DEMO_DROP = ["flops<=40%", "params<=40%"], ["1%"]
+DEMO_BUDGET, DEMO_DROP = ["flops<=60%", "params<=60%"], ["10%"]
 
 
 def register(app: typer.Typer) -> None:
@@ -80,7 +80,7 @@ def demo(
 ) -> Answer:
     """Compress an embedded model, start to end.
 
-    The workload scenes to 40% of its FLOPs and parameters, into runs/demo, which is replaced.
+    The workload scenes to 60% of its FLOPs and parameters, into runs/demo, which is replaced.
     """
 
     def work(command: str) -> Bundle:

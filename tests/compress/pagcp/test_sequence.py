@@ -18,13 +18,17 @@ from torch import nn
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups, trace
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.round import Record, Round
+from secateur.compress.pagcp.sequence import channel_step
 from secateur.compress.pagcp.settings import RATIOS, Settings
 from secateur.core.budget import Budget
 from secateur.core.task import Batch, Task, Workload
 from secateur.profiles.count import count
 
-FREE = replace(tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None)
-"""One sequence over all groups, not stopped by a budget."""
+FREE = replace(
+    tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None, taper=1.0, growth=None,
+    round_to=1,
+)  # fmt: skip
+"""One sequence over all groups, not stopped by a budget; equal tolerances, no ceiling, any channel count."""
 EQUAL = {"quadrant": 1.0, "brightness": 1.0}
 
 
@@ -87,6 +91,31 @@ def test_every_decision_keeps_its_promise_on_the_really_cut_model(
         base = {task: max(base[task], loss) for task, loss in losses.items()}
         pruned += 1
     assert pruned >= 3
+
+
+def test_no_task_passes_its_ceiling(squares: Workload, tmp_path: Path) -> None:
+    """Lenient tolerances, but a sequence may not take a task's loss beyond 1.2 times the original's."""
+    found = ran(squares, tmp_path / "state", replace(FREE, local_tolerance=5.0, growth=1.2))
+    pruned = [decision for decision in found.decisions if len(decision["kept"]) < decision["kept_before"]]
+    kept = {decision["group"]: decision["kept"] for decision in pruned}
+    losses = plain_losses(trace(squares.model, squares.calibration[0][0]).cut(kept), squares.calibration, squares.tasks)
+    assert pruned
+    assert all(losses[task] <= 1.2 * loss * (1 + 1e-3) for task, loss in found.base.items())
+
+
+def test_the_dear_groups_may_cost_more(squares: Workload, tmp_path: Path) -> None:
+    found = ran(squares, tmp_path / "state", replace(FREE, taper=0.1))
+    taus = [decision["tau"] for decision in found.decisions]
+    assert taus == sorted(taus, reverse=True)
+    assert taus[-1] == pytest.approx(0.1 * taus[0])
+
+
+def test_channel_counts_are_aligned(squares: Workload, tmp_path: Path) -> None:
+    found = ran(squares, tmp_path / "state", replace(FREE, local_tolerance=5.0, round_to=4))
+    assert any(len(decision["kept"]) < decision["kept_before"] for decision in found.decisions)
+    for decision in found.decisions:
+        if len(decision["kept"]) < decision["kept_before"]:
+            assert len(decision["kept"]) % channel_step(decision["channels"], 4) == 0
 
 
 def test_a_stricter_task_ends_with_a_lower_loss(squares: Workload, tmp_path: Path) -> None:
