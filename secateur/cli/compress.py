@@ -89,7 +89,7 @@ def demo(
 
         return compress_to_bundle(
             "digits" if quick else "scenes", RUNS / "demo", DEMO_BUDGET, DEMO_DROP,
-            settings=settings_of(None, epochs=9, rounds=2) if quick else None,
+            settings=settings_of(None, epochs=9 if quick else 6),
             resume=resume, force=True, command=command,
         )  # fmt: skip
 
