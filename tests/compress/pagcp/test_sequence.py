@@ -25,8 +25,8 @@ from secateur.core.task import Batch, Task, Workload
 from secateur.profiles.count import count
 
 FREE = replace(
-    tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None, taper=1.0, growth=None,
-    round_to=1,
+    tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None, taper=1.0,
+    growth=None, round_to=1,
 )  # fmt: skip
 """One sequence over all groups, not stopped by a budget; equal tolerances, no ceiling, any channel count."""
 EQUAL = {"quadrant": 1.0, "brightness": 1.0}
