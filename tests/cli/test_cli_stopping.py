@@ -27,7 +27,7 @@ def test_ctrl_c_says_how_to_continue_to_the_same_weights(
 
 
 def test_terminated_while_fine_tuning(process: Secateur, secateur: Secateur, finished: Path, folder: Path) -> None:
-    stopped = process(*COMMAND, "--json", TOYS_SIGNAL="SIGTERM", TOYS_STOP_AFTER="32")
+    stopped = process(*COMMAND, "--json", TOYS_SIGNAL="SIGTERM", TOYS_ONLY="training", TOYS_STOP_AFTER="5")
     assert stopped.code == 130
     assert stopped.document["error"]["kind"] == "stopped"
     assert stopped.document["error"]["hint"].endswith("--resume")
