@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from secateur.compress.journal import Journal
@@ -94,8 +94,7 @@ class _Run:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _warmup_cosine(step / max(steps, 1), recipe.warmup)
         )
-        average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
-        self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.ema = AveragedModel(model, avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
 
     def epoch(self, number: int, progress: Any) -> dict[str, Any]:
         self.model.train()
@@ -179,6 +178,19 @@ def distillation(student: Any, teacher: Any) -> Tensor:
         if isinstance(one, Tensor) and one.is_floating_point()
     ]
     return torch.stack(terms).mean() if terms else torch.zeros(())
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that forgets its start: a decay of at most (1 + n) / (10 + n) after n steps keeps
+    short runs from averaging over the damaged weights they began with."""
+
+    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():
+            return current
+        count = int(steps)
+        return torch.lerp(current, averaged, min(decay, (1 + count) / (10 + count)))
+
+    return average
 
 
 def _float32(value: Tensor) -> Tensor:

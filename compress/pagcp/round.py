@@ -72,19 +72,22 @@ class Round:
         """Sequences until the limits are met, or the passes are used up."""
         target = Target(limits, before, self._costs)
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
-        tau = self._settings.local_tolerance
+        tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
         for attempt in range(self._settings.max_passes):
             label = f"round{self._number}/pass{attempt}"
             base = self._losses(f"{label}/base", kept)
             self._record.original = self._record.original or dict(base)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base,
-                self._ceiling(attempt), target, self._gradients,
+                self._ceiling(rise), target, self._gradients,
             )  # fmt: skip
             if sequence.done:
                 break
-            kept = self._sequence(sequence, tau, attempt)
-            tau = sequence.next_tolerance(tau, kept)
+            fresh = self._sequence(sequence, tau, attempt)
+            tau, rise = sequence.next_tolerance(tau, fresh), (1 + rise) * (self._settings.growth or 1) - 1
+            if all(len(fresh[name]) == len(kept[name]) for name in kept):
+                rise = max(rise, 1.05 * sequence.needed_rise(self._record.original))
+            kept = fresh
         return self._groups.channel_map(kept)
 
     def _losses(self, key: str, kept: Kept) -> dict[str, float]:
@@ -99,11 +102,12 @@ class Round:
 
         return self._step(key, sequence.kept, decide, Decision.as_json, Decision.from_json)
 
-    def _ceiling(self, attempt: int) -> dict[str, float]:
-        """The largest loss that a sequence may leave each task with."""
-        growth = self._settings.growth
-        rise = math.inf if growth is None else growth ** (attempt + 1) - 1
-        return {task: loss * (1 + rise * self._strictness[task]) for task, loss in self._record.original.items()}
+    def _ceiling(self, rise: float) -> dict[str, float]:
+        """The largest loss that a sequence may leave each task with: so far above the original's."""
+        original, strictness = self._record.original, self._strictness
+        return {
+            task: loss * (1 + rise * strictness[task]) if strictness[task] else loss for task, loss in original.items()
+        }
 
     def _sequence(self, sequence: Sequence, tau: float, attempt: int) -> Kept:
         """One sequence and its filter. When the budget was met on the way, everything up to there is kept."""

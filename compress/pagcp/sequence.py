@@ -169,15 +169,21 @@ class Sequence:
         closed = gap - self.target.gap(self.costs.widths({name: len(count) for name, count in kept.items()}))
         if closed > 0.3 * gap:
             return tau
-        needed = [
-            max(
-                (first.losses[t] / max(b, 1e-12) - 1) / max(self.strictness[t], 1e-12) for t, b in decision.base.items()
-            )
-            for decision in self.decisions
-            if (first := decision.trials[0] if decision.trials else None) and first.losses and not first.accepted
-        ]
         nothing = all(len(decision.kept) == decision.kept_before for decision in self.decisions)
-        return max(2 * tau, min(needed, default=0.0) * 1.05 if nothing else 0.0)
+        needed = [
+            tau / decision.tau * _excess(decision.trials[0].losses, decision.base, self.strictness)
+            for decision in self._refused()
+        ]
+        return max(2 * tau, 1.05 * min(needed, default=0.0) if nothing else 0.0)
+
+    def needed_rise(self, original: Losses) -> float:
+        """How far above the original's losses the cheapest refused step would have taken a task."""
+        found = (_excess(decision.trials[0].losses, original, self.strictness) for decision in self._refused())
+        return min(found, default=0.0)
+
+    def _refused(self) -> list[Decision]:
+        """Decisions whose smallest step was refused; its losses are known in full."""
+        return [d for d in self.decisions if d.trials and d.trials[0].losses and not d.trials[0].accepted]
 
     def _candidates(self, name: str, count: int) -> list[tuple[float, int]]:
         """(ratio, channels removed) ascending and distinct; none beyond what the budget still asks for."""
@@ -277,3 +283,9 @@ def channel_step(channels: int, largest: int) -> int:
     """Kept channel counts are multiples of this: the largest power of two up to `largest` that leaves a group at
     least four sizes to choose from. Unaligned counts cost CPUs more time than the channels they save."""
     return int(2 ** int(math.log2(max(1, min(largest, channels // 4)))))
+
+
+def _excess(losses: Losses | None, base: Losses, strictness: Mapping[str, float]) -> float:
+    """max_t (L_t / B_t - 1) in units of each task's strictness."""
+    assert losses is not None
+    return max((losses[t] / max(b, 1e-12) - 1) / max(strictness[t], 1e-12) for t, b in base.items())
