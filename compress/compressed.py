@@ -21,7 +21,7 @@ from secateur.core.bundle import Bundle, CostsEntry, Manifest, Point, TaskEntry,
 from secateur.core.costs import Costs
 from secateur.core.errors import BundleError
 from secateur.core.files import canonical_json
-from secateur.core.task import Workload, delta_mtl
+from secateur.core.task import Workload
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,3 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         return state | {name: state[source] for name, source in shared.items()}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}", "compress again") from error
-
-
-def change(workload: Workload, before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """Δ_MTL of a workload's metrics, in percent."""
-    return delta_mtl(workload.tasks, before, after)

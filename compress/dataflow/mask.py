@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from secateur.compress.dataflow.groups import Groups, Index, Keep, removed
 from secateur.compress.dataflow.replay import Replay
 from secateur.compress.dataflow.space import Channels
-from secateur.profiles.graph import Graph, op_name
+from secateur.profiles.graph import op_name
 from secateur.profiles.macs import arguments
 
 _NORMALISING = frozenset({"layer_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize"})
@@ -159,8 +159,3 @@ def _spread(value: Tensor, full: Any, kept: Mapping[int, Tensor | None]) -> Tens
         shape[dim] = full[dim]
         value = value.new_zeros(shape).index_copy_(dim, index.to(value.device), value)
     return value
-
-
-def outputs_of(graph: Graph, values: list[Any]) -> dict[str, Any]:
-    """Flat outputs under their names."""
-    return dict(zip(graph.output_names, values, strict=True))

@@ -59,12 +59,6 @@ class Replay:
                 calls.add(node)
         return frozenset(calls)
 
-    def frontier(self, dirty: frozenset[Node]) -> tuple[Node, ...]:
-        """The calls outside `dirty` whose values are read inside: what to cache before re-running `dirty`."""
-        read = {used for node in dirty for used in node.all_input_nodes}
-        read |= set(self.graph.outputs)
-        return tuple(node for node in self.graph.compute if node in read and node not in dirty)
-
     @torch.no_grad()
     def run(
         self,

@@ -84,11 +84,6 @@ class Oracle:
         self.spent.forward_flops += sum(flops.values()) if calls is None else sum(flops[call] for call in calls)
 
     @property
-    def full_pass_flops(self) -> float:
-        """FLOPs of one pass of the unpruned model over all batches."""
-        return len(self.batches) * sum(sum(flops.values()) for flops in self._flops)
-
-    @property
     def samples_per_batch(self) -> int:
         return batch_size(self.batches[0][0])
 

@@ -94,7 +94,7 @@ class _Run:
             channels.apply(model)
         for number in range(self.settings.rounds):
             one = Round(model, workload, self.settings, self._strictness(), journal, self.record, number)
-            cut = one.prune(self._target(number), before)
+            cut = one.prune(self._target(number, before), before)
             channels = channels.then(cut)
             cut.apply(model)
             self._finetune(journal, model, number)
@@ -104,9 +104,8 @@ class _Run:
             points.append(CompressedPoint(copy.deepcopy(model), channels, costs, metrics, delta))
         return points, before, metrics_before
 
-    def _target(self, number: int) -> list[Limit]:
+    def _target(self, number: int, before: Costs) -> list[Limit]:
         """A round's limits: geometric steps from the original to the budget."""
-        before = count(self.workload.model, self.workload.example_input, self.workload.task_names).costs
         share = (number + 1) / self.settings.rounds
         return [_eased(limit, figure(limit.kind, before, before)[1], share) for limit in self.budget.limits]
 
