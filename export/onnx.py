@@ -27,27 +27,59 @@ from secateur.core.errors import ExportError
 from secateur.core.files import writing
 from secateur.core.predict import as_args, batch_size, predict
 from secateur.core.task import Task, Workload
-from secateur.export.formats import Exported, exporter
+from secateur.export.formats import Exporter, Options, Written, register
+from secateur.export.half import halve
 from secateur.export.onnx_session import NAME_SCOPES, OnnxModel
-from secateur.export.parity import check_parity, evaluating
+from secateur.export.parity import evaluating
+from secateur.export.source import Source
 from secateur.profiles.graph import module_path
 
 OPSET = 20
 """The first opset with Gelu as one operator; ONNX Runtime reads it since 1.17."""
+OPSETS = range(18, 24)
+"""Those that torch's exporter writes (it translates to 18 and converts upwards) and this ONNX Runtime runs."""
 _WRAPPING = re.compile(r"'model', |(?<=')model\.|'_empty_nn_module_stack\w*', ")
 """What a node's module path owes to the tracing, not to the user's model."""
 INLINE_LIMIT = 2**31 - 2**24
 """Bytes of weights up to which they are stored inside the file: protobuf ends at 2 GB."""
 
 
-@exporter("onnx")
-def export(model: nn.Module, workload: Workload, folder: Path) -> Exported:
-    """Write `model.onnx` into the folder and prove it on the workload's test samples."""
-    path = to_onnx(model, workload, folder / "model.onnx")
-    return Exported(path, check_parity(model, OnnxModel(path).predict, workload))
+@register
+class Onnx(Exporter):
+    """`model.onnx`, run by ONNX Runtime."""
+
+    name = "onnx"
+    honours = frozenset({"precision", "static", "opset"})
+
+    def write(self, source: Source, folder: Path, options: Options) -> list[Written]:
+        tags: list[str] = [options.precision] if options.precision != "fp32" else []
+        tags += ["static"] if options.static else []
+        tags += [f"opset{options.opset}"] if options.opset else []
+        path = folder / f"{'-'.join(['model', *tags])}.onnx"
+        to_onnx(
+            source.model,
+            source.workload,
+            path,
+            dynamic_batch=not options.static,
+            opset=options.opset or OPSET,
+            half=options.precision == "fp16",
+        )
+        data = path.with_name(f"{path.name}.data")
+        return [Written(path, (data,) if data.exists() else (), {"opset": options.opset or OPSET})]
+
+    def open(self, path: Path) -> OnnxModel:
+        return OnnxModel(path)
 
 
-def to_onnx(model: nn.Module, workload: Workload, path: Path, *, dynamic_batch: bool = True) -> Path:
+def to_onnx(
+    model: nn.Module,
+    workload: Workload,
+    path: Path,
+    *,
+    dynamic_batch: bool = True,
+    opset: int = OPSET,
+    half: bool = False,
+) -> Path:
     """Write the model as an ONNX file; the model itself is not changed.
 
     Inputs are named `input`, or `input_1`, `input_2`, ... when there are several; outputs are named after the tasks,
@@ -56,22 +88,28 @@ def to_onnx(model: nn.Module, workload: Workload, path: Path, *, dynamic_batch: 
 
     Args:
         dynamic_batch: leave the first dimension open; otherwise it is that of the example input.
+        opset: version of ONNX's operators, one of OPSETS.
+        half: weights and arithmetic in float16 where ONNX Runtime has it; inputs and outputs stay as they are.
 
     Raises:
-        ExportError: the model cannot be traced, fixes the batch size, or uses an op that ONNX cannot express.
+        ExportError: the model cannot be traced, fixes the batch size, or uses an op that ONNX cannot express; an
+            opset that the exporter does not write.
         OutputError: the file cannot be written.
     """
     from onnx.checker import ValidationError, check_model
+    from onnx.shape_inference import InferenceError
 
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not written", f"choose one from {OPSETS[0]} to {OPSETS[-1]}")
     with evaluating(model), _quiet():
         traced = _trace(_TaskOutputs(model, workload.tasks), as_args(workload.example_input), dynamic_batch)
-        program = _translate(traced, dynamic_batch)
+        program = _translate(traced, dynamic_batch, opset)
         _rename(program.model.graph, workload.task_names)
         with writing(path) as temporary:
-            _save(program, temporary, path)
+            _save(program.model, temporary, path, half)
             try:
                 check_model(temporary, full_check=True)
-            except ValidationError as error:
+            except (ValidationError, InferenceError) as error:
                 raise ExportError(f"the exporter wrote an invalid ONNX file: {error}", "report this model") from error
     return path
 
@@ -141,18 +179,24 @@ def _is_batched(value: Any, size: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
 
 
-def _translate(traced: ExportedProgram, dynamic_batch: bool) -> Any:
+def _translate(traced: ExportedProgram, dynamic_batch: bool, opset: int) -> Any:
     """The torch.onnx.ONNXProgram of a traced model."""
     from torch.onnx import OnnxExporterError
 
     (inputs, _) = traced.example_inputs
     shapes = (_batch_dims(inputs, "batch"),) if dynamic_batch else None
     try:
-        return torch.onnx.export(
-            traced, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, optimize=True, verbose=False
+        program = torch.onnx.export(
+            traced, dynamo=True, opset_version=opset, dynamic_shapes=shapes, optimize=True, verbose=False
         )
     except OnnxExporterError as error:
         raise _untranslatable(error, traced) from error
+    written = program.model.opset_imports[""] if program is not None else 0
+    if written != opset:
+        raise ExportError(
+            f"the model uses operators that opset {opset} does not have", f"leave the opset at {OPSET}, or above"
+        )
+    return program
 
 
 def _untranslatable(error: Exception, traced: ExportedProgram) -> ExportError:
@@ -204,16 +248,25 @@ def _rename(graph: Any, tasks: Sequence[str]) -> None:
             node.metadata_props[NAME_SCOPES] = _WRAPPING.sub("", scopes)
 
 
-def _save(program: Any, temporary: Path, path: Path) -> None:
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    if size < INLINE_LIMIT:
-        program.save(temporary, external_data=False)
-        return
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:  # the file names its data file
+def _save(model: Any, temporary: Path, path: Path, half: bool) -> None:
+    import onnx_ir
+
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:  # a file names its data file
         whole = Path(folder) / path.name
-        program.save(whole, external_data=True)
-        whole.with_name(f"{path.name}.data").replace(path.with_name(f"{path.name}.data"))
+        if half:
+            onnx_ir.save(model, whole, external_data=_data_name(model, whole))
+            model = halve(whole)
+        onnx_ir.save(model, whole, external_data=_data_name(model, whole))
+        data = whole.with_name(f"{path.name}.data")
+        if _data_name(model, whole):
+            data.replace(path.with_name(data.name))
         whole.replace(temporary)
+
+
+def _data_name(model: Any, path: Path) -> str | None:
+    """The file beside `path` for weights that are too large to be inside, or None."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    return f"{path.name}.data" if size >= INLINE_LIMIT else None
 
 
 @contextlib.contextmanager

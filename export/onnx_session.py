@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.core.errors import ExportError
+from secateur.export.runtime import Array, Runtime, predictor
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,11 @@ def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix:
     try:
         # The fallback would try the same again, and print about it.
         session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            os.fspath(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["NchwcTransformer"] if _holds_float16(Path(path)) else [],
+            enable_fallback=0,
         )
         for value in [*session.get_inputs(), *session.get_outputs()]:
             _ = value.name, value.shape  # text that may be no UTF-8 in a damaged file
@@ -60,7 +65,16 @@ def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix:
         ) from error
 
 
-class OnnxModel:
+def _holds_float16(path: Path) -> bool:
+    """Whether a weight is in float16: there ONNX Runtime 1.32's blocked layout for convolutions, which is for float32,
+    ends the process (seen on a vision transformer)."""
+    import onnx
+
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights)
+
+
+class OnnxModel(Runtime):
     """A session that takes the inputs of the torch model and returns its predictions by task.
 
     Args:
@@ -72,30 +86,31 @@ class OnnxModel:
         self._session = open_session(path, threads or available_cores())
         self.inputs: Sequence[str] = [value.name for value in self._session.get_inputs()]
         self.tasks: Sequence[str] = [value.name for value in self._session.get_outputs()]
+        first = self._session.get_inputs()[0].shape[:1] if self.inputs else []
+        self.batch = first[0] if first and isinstance(first[0], int) else None
 
-    def predict(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """Predictions of every task for one batch: `inputs` is a tensor, or a tuple of them in the model's order.
+    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        """Predictions of every task for one batch.
 
         Raises:
             ExportError: inputs that the model does not take.
         """
-        import torch
-
-        given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        tensors = [value for value in given if isinstance(value, torch.Tensor)]
-        if len(tensors) != len(self.inputs):
+        if len(inputs) != len(self.inputs):
             raise ExportError(
-                f"{self.path} takes {len(self.inputs)} inputs, {len(tensors)} were given",
+                f"{self.path} takes {len(self.inputs)} inputs, {len(inputs)} were given",
                 f"its inputs are: {', '.join(self.inputs)}",
             )
-        feed = {name: value.detach().cpu().numpy() for name, value in zip(self.inputs, tensors, strict=True)}
         try:
-            outputs = self._session.run(None, feed)
+            outputs = self._session.run(None, dict(zip(self.inputs, inputs, strict=True)))
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ExportError(
                 f"{self.path} does not run on the given inputs: {runtime_reason(error)}", "compare shapes and types"
             ) from error
-        return {task: torch.from_numpy(value) for task, value in zip(self.tasks, outputs, strict=True)}
+        return dict(zip(self.tasks, outputs, strict=True))
+
+    def predict(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """`run`, called as the torch model is: with a tensor, or a tuple of them in the model's order."""
+        return predictor(self)(inputs)
 
 
 def available_cores() -> int:

@@ -22,10 +22,24 @@ from secateur.core.task import Task, Workload
 
 BATCHES = 8
 """Batches of the test split that are compared unless said otherwise."""
-METRIC_TOLERANCE = 5e-3
-"""Allowed relative difference of a metric: rounding may flip an arg max here and there."""
-
 Predictor = Callable[[Any], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artefact may be from torch. Outputs of a task: `atol + rtol * s`, s being their largest magnitude.
+    Its metric: `metric`, relatively, since rounding may flip an arg max here and there."""
+
+    atol: float
+    rtol: float
+    metric: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(1e-4, 1e-3, 5e-3),
+    "fp16": Tolerance(1e-3, 2e-2, 1e-2),  # 11 bits of mantissa, and errors add up over the layers
+}
+"""By the precision that an artefact computes in."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,9 @@ class _Comparison:
         self.torch_metric.update(wanted, target)
         self.metric.update(got, target)
 
-    def judge(self, atol: float, rtol: float) -> None:
+    def judge(self, tolerance: Tolerance) -> None:
         """Raise ParityError when outputs or metric are beyond tolerance."""
-        name, allowed = self.task.name, atol + rtol * self.scale
+        name, allowed = self.task.name, tolerance.atol + tolerance.rtol * self.scale
         if self.max_abs > allowed:
             raise ParityError(
                 f'task "{name}": outputs differ by up to {self.max_abs:.3g}, {allowed:.3g} is allowed '
@@ -78,7 +92,7 @@ class _Comparison:
                 "the artefact was not kept; export again, and report this model if it stays so",
             )
         before, after = float(self.torch_metric.compute()), float(self.metric.compute())
-        if not abs(after - before) <= METRIC_TOLERANCE * abs(before) + atol:
+        if not abs(after - before) <= tolerance.metric * abs(before) + tolerance.atol:
             raise ParityError(
                 f'task "{name}": the metric is {after:.6g} in the artefact, {before:.6g} in torch',
                 "the artefact was not kept; export again, and report this model if it stays so",
@@ -103,16 +117,16 @@ def check_parity(
     predictor: Predictor,
     workload: Workload,
     *,
-    atol: float = 1e-4,
-    rtol: float = 1e-3,
+    precision: str = "fp32",
+    tolerance: Tolerance | None = None,
     batches: int = BATCHES,
 ) -> Parity:
     """Compare an artefact with the torch model on the first batches of the test split.
 
     Args:
         predictor: the artefact, called as `predictor(input) -> {task: tensor}`.
-        atol, rtol: the largest absolute error allowed for a task is `atol + rtol * s`, s being the largest magnitude
-            of its outputs. Metrics may differ by METRIC_TOLERANCE, relatively.
+        precision: that the artefact computes in, of which TOLERANCES says what is allowed.
+        tolerance: to allow something else.
 
     Raises:
         ParityError: names the task and the figures; also for NaN in either prediction.
@@ -133,7 +147,7 @@ def check_parity(
     if not samples:
         raise DataError("the test loader yields nothing", "give it at least one batch")
     for one in comparisons:
-        one.judge(atol, rtol)
+        one.judge(tolerance or TOLERANCES[precision])
     count = sum(one.count for one in comparisons)
     return Parity(
         max_abs=max(one.max_abs for one in comparisons),

@@ -25,15 +25,29 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the files. [default: into the bundle]")
     ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or fp16.")] = "fp32",
+    static: Annotated[bool, typer.Option("--static", help="Fix the batch to that of the example input.")] = False,
+    opset: Annotated[int | None, typer.Option("--opset", help="Of the ONNX file. [default: 20]")] = None,
     workload: WorkloadOption = None,
     force: Force = False,
 ) -> Answer:
     """Export a bundle's model, proven against torch."""
     from secateur.api import export as write
     from secateur.cli.listing import show_artefacts
+    from secateur.export.formats import Options
 
-    found = write(bundle, to, output, workload=workload, force=force)
-    document = [{"format": each.format, "path": str(each.path), "parity": asdict(each.parity)} for each in found]
+    options = Options(precision=precision, static=static, opset=opset)  # type: ignore[arg-type]
+    found = write(bundle, to, output, workload=workload, options=options, force=force)
+    document = [
+        {
+            "format": each.format,
+            "path": str(each.path),
+            "parity": each.parity and asdict(each.parity),
+            "unproven": each.unproven,
+            "details": dict(each.details),
+        }
+        for each in found
+    ]
     return Answer({"artefacts": document}, lambda console: show_artefacts(console, found))
 
 

@@ -69,6 +69,9 @@ def show_artefacts(console: Console, found: Sequence[Artefact]) -> None:
 
     for each in found:
         console.print(str(each.path), soft_wrap=True)
+        if each.parity is None:
+            console.print(f"  {each.format}: not run here: {each.unproven}", style="dim", soft_wrap=True)
+            continue
         console.print(
             f"  {each.format}: largest difference from torch {units.scientific(each.parity.max_abs)} "
             f"over {each.parity.samples} samples",
@@ -87,5 +90,7 @@ def show_verification(console: Console, found: Verification) -> None:
             f"over {parity.samples} samples",
             soft_wrap=True,
         )
+    for path, reason in found.not_run.items():
+        console.print(f"{path} was not run: {reason}", soft_wrap=True)
     if found.skipped:
         console.print(f"artefacts were not run: {found.skipped}", soft_wrap=True)

@@ -56,14 +56,23 @@ class Point(_Model):
 
 
 class Artefact(_Model):
-    """An exported form of the chosen point, with the proof that it computes the same."""
+    """An exported form of the chosen point, with the proof that it computes the same, or the reason why it could not
+    be run where it was made."""
 
     format: str
     path: str
-    max_abs: float
-    mean_abs: float
-    metrics: dict[str, float]
-    samples: int
+    beside: list[str] = Field(default_factory=list)  # files that it needs next to it
+    options: dict[str, Any] = Field(default_factory=dict)  # what was asked of the exporter
+    details: dict[str, Any] = Field(default_factory=dict)  # what the exporter found worth keeping
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    samples: int = 0
+    unproven: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        return [self.path, *self.beside]
 
 
 class TaskEntry(_Model):
@@ -108,6 +117,10 @@ class Manifest(_Model):
     def point(self) -> Point:
         """The point that was chosen."""
         return self.points[self.chosen]
+
+    def plain_artefact(self, form: str) -> Artefact | None:
+        """The artefact of a format that was exported without options."""
+        return next((each for each in self.artefacts if each.format == form and not each.options), None)
 
 
 class Bundle:

@@ -156,9 +156,8 @@ class Exports:
     def bundle(self, bundle: Bundle, prefix: str, workload: AnyWorkload | None) -> Subject:
         """The chosen point: its artefact, or exported now."""
         costs = costs_of(bundle.manifest.point.costs)
-        for artefact in bundle.manifest.artefacts:
-            if artefact.format == "onnx":
-                return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
+        if artefact := bundle.manifest.plain_artefact("onnx"):
+            return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
         original = workload_of(bundle, workload)
         return Subject(self._export(original.with_model(compressed_model(bundle, original)), prefix), costs)
 

@@ -10,6 +10,7 @@ from secateur.core.bundle import Bundle, Manifest, changed_bundle
 from secateur.core.progress import say
 from secateur.core.task import Workload
 from secateur.export.bundles import export_bundle
+from secateur.export.formats import Request
 from secateur.export.onnx import to_onnx
 from secateur.profiles.report import write_report
 from secateur.verbs.benchmark import Benchmark, compared, costs_of
@@ -21,7 +22,12 @@ ORIGINAL = "original"
 
 
 def complete(
-    bundle: Bundle, workload: Workload, *, formats: Sequence[str], where: Sequence[Place], original: Path | None = None
+    bundle: Bundle,
+    workload: Workload,
+    *,
+    formats: Sequence[str | Request],
+    where: Sequence[Place],
+    original: Path | None = None,
 ) -> Bundle:
     """Add to a bundle what its weights cannot say: artefacts, the latency of every point, the report.
 
@@ -33,11 +39,12 @@ def complete(
     Raises:
         ExportError, ParityError: the bundle then stays as it was.
     """
+    names = dict.fromkeys(each if isinstance(each, str) else each.format for each in formats)
     if formats:
-        say(f"exporting to {', '.join(formats)}")
+        say(f"exporting to {', '.join(names)}")
         bundle = export_bundle(bundle, compressed_model(bundle, workload), workload, formats)
     manifest, measured = bundle.manifest, None
-    if "onnx" in formats:
+    if "onnx" in names:
         say(f"measuring on {', '.join(place.name for place in where)}")
         manifest, measured = _measured(bundle, workload, where, original)
     say("writing the report")
@@ -87,8 +94,7 @@ def point_subjects(bundle: Bundle, workload: Workload, numbers: Sequence[int], f
 def _point_subject(bundle: Bundle, workload: Workload, number: int, folder: Path) -> Subject:
     manifest = bundle.manifest
     costs = costs_of(manifest.points[number].costs)
-    for artefact in manifest.artefacts:
-        if artefact.format == "onnx" and number == manifest.chosen:
-            return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
+    if number == manifest.chosen and (artefact := manifest.plain_artefact("onnx")):
+        return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
     model = compressed_model(bundle, workload, number)
     return Subject(to_onnx(model, workload, folder / f"{number}.onnx"), costs)

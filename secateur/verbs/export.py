@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from secateur.core.bundle import Artefact as Entry
 from secateur.core.bundle import Bundle
 from secateur.core.errors import OutputError
 from secateur.core.files import clear_errors
 from secateur.core.task import Workload
 from secateur.export import formats
-from secateur.export.bundles import export_bundle
+from secateur.export.bundles import export_all, export_bundle
+from secateur.export.formats import Options, Request
 from secateur.export.parity import Parity
 from secateur.verbs.report import FILE, report
 from secateur.verbs.sources import AnyBundle, AnyWorkload, compressed_model, open_bundle, workload_of
@@ -22,11 +25,14 @@ from secateur.verbs.sources import AnyBundle, AnyWorkload, compressed_model, ope
 
 @dataclass(frozen=True)
 class Artefact:
-    """A file that was exported, and how exactly it agrees with the model in torch."""
+    """A file that was exported, and how exactly it agrees with the model in torch; where it could not be run here,
+    `unproven` says why."""
 
     format: str
     path: Path
-    parity: Parity
+    parity: Parity | None
+    unproven: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export(
@@ -35,6 +41,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     *,
     workload: AnyWorkload | None = None,
+    options: Options | None = None,
     force: bool = False,
 ) -> list[Artefact]:
     """Export a bundle's chosen model.
@@ -43,45 +50,56 @@ def export(
         to: formats.
         out: folder for the files; without it they become artefacts of the bundle, older ones being replaced.
         workload: of the bundle, instead of the one that it refers to.
+        options: precision and the like; a format takes those that it knows.
         force: replace files in `out`.
 
     Raises:
-        ExportError: an unknown format, or a model that a format cannot express.
+        ExportError: an unknown format or option, or a model that a format cannot express.
+        MissingExtraError: the packages of a format are not installed.
         ParityError: a file that does not compute the same; it is not kept.
         OutputError: `out` holds a file of that name.
     """
     opened = open_bundle(bundle)
     wanted = [name.strip() for text in ([to] if isinstance(to, str) else to) for name in text.split(",")]
-    exporters = {name: formats.get(name) for name in wanted}
+    requests = [Request(name, options or Options()) for name in dict.fromkeys(wanted)]
+    formats.check_requests(requests)
     found = workload_of(opened, workload)
     if out is None:
-        return _into_bundle(opened, found, wanted)
-    model, results = compressed_model(opened, found), []
+        return _into_bundle(opened, found, requests)
+    model = compressed_model(opened, found)
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
-        for name, exporter in exporters.items():
-            folder = Path(temporary) / name
-            folder.mkdir()
-            exported = exporter(model, found, folder)
-            _move(folder, Path(out), force)
-            results.append(Artefact(name, Path(out) / exported.path.name, exported.parity))
-    return results
-
-
-def _into_bundle(bundle: Bundle, workload: Workload, wanted: list[str]) -> list[Artefact]:
-    bundle = export_bundle(bundle, compressed_model(bundle, workload), workload, wanted)
-    if FILE in bundle.manifest.files:
-        report(bundle, workload=workload)
+        done = export_all(model, found, requests, Path(temporary))
+        for _, each in done:
+            _move((each.written.path, *each.written.beside), Path(out), force)
     return [
-        Artefact(each.format, bundle.file(each.path), Parity(each.max_abs, each.mean_abs, each.metrics, each.samples))
-        for each in bundle.manifest.artefacts
-        if each.format in wanted
+        Artefact(request.format, Path(out) / each.written.path.name, each.parity, each.unproven, each.written.details)
+        for request, each in done
     ]
 
 
-def _move(source: Path, destination: Path, force: bool) -> None:
+def _into_bundle(bundle: Bundle, workload: Workload, requests: list[Request]) -> list[Artefact]:
+    bundle = export_bundle(bundle, compressed_model(bundle, workload), workload, requests)
+    if FILE in bundle.manifest.files:
+        report(bundle, workload=workload)
+    names = {request.format for request in requests}
+    return [
+        Artefact(each.format, bundle.file(each.path), parity_of(each), each.unproven, each.details)
+        for each in bundle.manifest.artefacts
+        if each.format in names
+    ]
+
+
+def parity_of(entry: Entry) -> Parity | None:
+    """The proof that a manifest holds of an artefact."""
+    if entry.max_abs is None or entry.mean_abs is None:
+        return None
+    return Parity(entry.max_abs, entry.mean_abs, entry.metrics, entry.samples)
+
+
+def _move(files: Iterable[Path], destination: Path, force: bool) -> None:
     with clear_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
-        for file in sorted(source.iterdir()):
+        for file in files:
             place = destination / file.name
             if place.exists() and not force:
                 raise OutputError(f"{place} exists", "choose another folder with -o, or replace it with --force")

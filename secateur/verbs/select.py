@@ -14,6 +14,7 @@ from typing import Any
 from secateur.core.budget import Budget
 from secateur.core.bundle import Bundle, Point, check_output, new_bundle
 from secateur.core.errors import BudgetError, BundleError, DeviceError, WorkloadError
+from secateur.export.formats import Options, Request
 from secateur.verbs import benchmark, report
 from secateur.verbs.complete import complete
 from secateur.verbs.measure import Place, places
@@ -108,14 +109,15 @@ def _one_place(target: str) -> Place:
 
 def _write(selection: Selection, place: Place, workload: AnyWorkload | None, output: Path, command: str) -> Bundle:
     """A bundle of the same points whose chosen one is the pick. Without its workload it holds weights only."""
-    bundle, formats = selection.bundle, [artefact.format for artefact in selection.bundle.manifest.artefacts]
+    bundle = selection.bundle
+    again = [Request(each.format, Options.of(each.options)) for each in bundle.manifest.artefacts]
     staged = _copy(selection, state_folder(output) / "bundle", command)
     try:
         found = workload_of(bundle, workload)
     except WorkloadError as error:
         warnings.warn(f"the new bundle holds weights only: {error.message}", stacklevel=3)
     else:
-        staged = complete(staged, found, formats=formats, where=[place])
+        staged = complete(staged, found, formats=list(dict.fromkeys(again)), where=[place])
     return finish(staged, output)
 
 
@@ -123,7 +125,7 @@ def _copy(selection: Selection, folder: Path, command: str) -> Bundle:
     source = selection.bundle
     if problems := source.verify():
         raise BundleError(problems[0], "copy the bundle again, or compress again")
-    stale = {report.FILE, benchmark.FILE, *(artefact.path for artefact in source.manifest.artefacts)}
+    stale = {report.FILE, benchmark.FILE, *(name for each in source.manifest.artefacts for name in each.files)}
     manifest = source.manifest.model_copy(
         update={
             "chosen": selection.point,

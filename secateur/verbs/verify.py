@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
-
+import secateur.export.bundles  # noqa: F401 - knows all formats
 from secateur.core.bundle import Artefact, Bundle
-from secateur.core.errors import BundleError, ParityError, WorkloadError
-from secateur.core.task import Workload
-from secateur.export.onnx_session import OnnxModel
-from secateur.export.parity import Parity, Predictor, check_parity
+from secateur.core.errors import (
+    BundleError,
+    MissingExtraError,
+    ParityError,
+    SecateurError,
+    TargetUnavailableError,
+    WorkloadError,
+)
+from secateur.export import formats
+from secateur.export.formats import Options
+from secateur.export.parity import Parity
+from secateur.export.source import Source
 from secateur.verbs.sources import AnyBundle, AnyWorkload, compressed_model, open_bundle, workload_of
-
-_RUNNERS: dict[str, Callable[[Any], Predictor]] = {"onnx": lambda path: OnnxModel(path).predict}
-"""How an artefact of each format is run here."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found to be right. `skipped` says why artefacts were not run, None when they were."""
+    """What was found to be right. `skipped` says why no artefact was run, None when they were; `not_run` why single
+    ones were not."""
 
     bundle: Bundle
     files: int
     parity: dict[str, Parity]
     skipped: str | None = None
+    not_run: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The document of `verify --json`."""
@@ -36,6 +41,7 @@ class Verification:
             "files": self.files,
             "parity": {path: asdict(parity) for path, parity in self.parity.items()},
             "skipped": self.skipped,
+            "not_run": self.not_run,
         }
 
 
@@ -57,14 +63,26 @@ def verify(bundle: AnyBundle, *, workload: AnyWorkload | None = None) -> Verific
     try:
         found = workload_of(opened, workload)
     except WorkloadError as error:
-        return Verification(opened, files, {}, f"{error.message}: {error.hint}")
-    model = compressed_model(opened, found)
-    return Verification(
-        opened, files, {each.path: _rerun(opened, each, model, found) for each in opened.manifest.artefacts}
-    )
+        return Verification(opened, files, {}, _sentence(error))
+    parity: dict[str, Parity] = {}
+    not_run: dict[str, str] = {}
+    with Source(compressed_model(opened, found), found) as source:
+        for each in opened.manifest.artefacts:
+            try:
+                parity[each.path] = _rerun(opened, each, source)
+            except (TargetUnavailableError, MissingExtraError) as error:
+                not_run[each.path] = _sentence(error)
+    return Verification(opened, files, parity, not_run=not_run)
 
 
-def _rerun(bundle: Bundle, artefact: Artefact, model: nn.Module, workload: Workload) -> Parity:
-    if artefact.format not in _RUNNERS:
+def _rerun(bundle: Bundle, artefact: Artefact, source: Source) -> Parity:
+    if artefact.format not in formats.known():
         raise ParityError(f"this version cannot run {artefact.path}", "upgrade with: pip install -U secateur")
-    return check_parity(model, _RUNNERS[artefact.format](bundle.checked_file(artefact.path)), workload)
+    for name in artefact.beside:
+        bundle.checked_file(name)
+    exporter = formats.get(artefact.format)
+    return exporter.prove(bundle.checked_file(artefact.path), source, Options.of(artefact.options))
+
+
+def _sentence(error: SecateurError) -> str:
+    return f"{error.message}: {error.hint}" if error.hint else error.message

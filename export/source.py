@@ -1,0 +1,48 @@
+"""Source: the model that is exported, with its workload, and its ONNX form, made once for every format that starts
+from it.
+
+    with Source(model, workload) as source:
+        source.onnx(static=True)        # a path, valid until the block ends
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from torch import nn
+
+from secateur.core.task import Workload
+
+
+class Source:
+    """A model to export. It is not changed."""
+
+    def __init__(self, model: nn.Module, workload: Workload) -> None:
+        self.model, self.workload = model, workload
+        self._folder = tempfile.TemporaryDirectory(prefix="secateur-")
+        self._files: dict[tuple[bool, int | None], Path] = {}
+
+    def onnx(self, *, static: bool = False, opset: int | None = None) -> Path:
+        """An ONNX file in float32, to be read and not to be kept.
+
+        Args:
+            static: every size fixed, the batch being that of the example input.
+
+        Raises:
+            ExportError: the model cannot be expressed.
+        """
+        from secateur.export.onnx import OPSET, to_onnx
+
+        key = (static, opset)
+        if key not in self._files:
+            path = Path(self._folder.name) / f"model-{len(self._files)}.onnx"
+            self._files[key] = to_onnx(self.model, self.workload, path, dynamic_batch=not static, opset=opset or OPSET)
+        return self._files[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
