@@ -9,13 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-import secateur.export.onnx  # noqa: F401 - registers its format
 from secateur.core.bundle import Artefact, Bundle, changed_bundle
 from secateur.core.task import Workload
 from secateur.export import formats
 from secateur.export.formats import Exported, Request
+from secateur.export.load import load_formats
 from secateur.export.source import Source
 
+load_formats()
 FOLDER = "artefacts"
 
 

@@ -5,11 +5,11 @@
         name = "onnx"
         honours = frozenset({"precision", "static", "opset"})
         def write(self, source, folder, options): ...     # the artefacts, into the folder
-        def open(self, path): ...                         # an artefact, ready to run
+        def open(self, path, threads=1): ...              # an artefact, ready to run
 
 Whatever was written is opened again and run beside the torch model; what differs is an error. Only what cannot run on
 this machine stands without that proof, and says why. A module of `export/` that registers a class here is known to
-the command line as soon as `export/bundles.py` imports it; heavy packages are imported inside its methods.
+the command line as soon as `export/load.py` names it; heavy packages are imported inside its methods.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from secateur.core.errors import ExportError, MissingExtraError, ParityError, TargetUnavailableError
-from secateur.export.parity import BATCHES, Parity, check_parity
 from secateur.export.runtime import Runtime, predictor
 from secateur.export.source import Source
+
+if TYPE_CHECKING:
+    from secateur.export.parity import Parity
 
 Precision = Literal["fp32", "fp16"]
 
@@ -103,7 +105,7 @@ class Exporter(ABC):
     extra: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ()
     honours: ClassVar[frozenset[str]] = frozenset()
-    batches: ClassVar[int] = BATCHES
+    batches: ClassVar[int] = 8
 
     @abstractmethod
     def write(self, source: Source, folder: Path, options: Options) -> Sequence[Written]:
@@ -114,8 +116,8 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def open(self, path: Path) -> Runtime:
-        """An artefact, loaded and ready to run here.
+    def open(self, path: Path, threads: int = 1) -> Runtime:
+        """An artefact, loaded and ready to run here, on so many threads where the runtime has any say in it.
 
         Raises:
             ExportError: the file is damaged, or none of this format.
@@ -150,6 +152,8 @@ class Exporter(ABC):
         Raises:
             ParityError, TargetUnavailableError, ExportError: see `export` and `open`.
         """
+        from secateur.export.parity import check_parity
+
         self.require()
         with self.open(path) as runtime:
             try:

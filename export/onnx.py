@@ -27,48 +27,18 @@ from secateur.core.errors import ExportError
 from secateur.core.files import writing
 from secateur.core.predict import as_args, batch_size, predict
 from secateur.core.task import Task, Workload
-from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.half import halve
-from secateur.export.onnx_session import NAME_SCOPES, OnnxModel
+from secateur.export.onnx_format import OPSET
+from secateur.export.onnx_session import NAME_SCOPES
 from secateur.export.parity import evaluating
-from secateur.export.source import Source
 from secateur.profiles.graph import module_path
 
-OPSET = 20
-"""The first opset with Gelu as one operator; ONNX Runtime reads it since 1.17."""
 OPSETS = range(18, 24)
 """Those that torch's exporter writes (it translates to 18 and converts upwards) and this ONNX Runtime runs."""
 _WRAPPING = re.compile(r"'model', |(?<=')model\.|'_empty_nn_module_stack\w*', ")
 """What a node's module path owes to the tracing, not to the user's model."""
 INLINE_LIMIT = 2**31 - 2**24
 """Bytes of weights up to which they are stored inside the file: protobuf ends at 2 GB."""
-
-
-@register
-class Onnx(Exporter):
-    """`model.onnx`, run by ONNX Runtime."""
-
-    name = "onnx"
-    honours = frozenset({"precision", "static", "opset"})
-
-    def write(self, source: Source, folder: Path, options: Options) -> list[Written]:
-        tags: list[str] = [options.precision] if options.precision != "fp32" else []
-        tags += ["static"] if options.static else []
-        tags += [f"opset{options.opset}"] if options.opset else []
-        path = folder / f"{'-'.join(['model', *tags])}.onnx"
-        to_onnx(
-            source.model,
-            source.workload,
-            path,
-            dynamic_batch=not options.static,
-            opset=options.opset or OPSET,
-            half=options.precision == "fp16",
-        )
-        data = path.with_name(f"{path.name}.data")
-        return [Written(path, (data,) if data.exists() else (), {"opset": options.opset or OPSET})]
-
-    def open(self, path: Path) -> OnnxModel:
-        return OnnxModel(path)
 
 
 def to_onnx(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from secateur.core.task import Workload
+    from secateur.core.task import Workload
 
 
 class Source:
@@ -33,7 +34,8 @@ class Source:
         Raises:
             ExportError: the model cannot be expressed.
         """
-        from secateur.export.onnx import OPSET, to_onnx
+        from secateur.export.onnx import to_onnx
+        from secateur.export.onnx_format import OPSET
 
         key = (static, opset)
         if key not in self._files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import secateur.export.bundles  # noqa: F401 - knows all formats
+import secateur.export.bundles  # noqa: F401 - makes all formats known
 from secateur.core.bundle import Artefact, Bundle
 from secateur.core.errors import (
     BundleError,

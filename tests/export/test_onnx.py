@@ -15,7 +15,8 @@ import secateur.export.onnx as export_onnx
 from secateur.core.errors import ExportError
 from secateur.core.predict import predict
 from secateur.core.task import Task, Workload
-from secateur.export.onnx import OPSET, to_onnx
+from secateur.export.onnx import to_onnx
+from secateur.export.onnx_format import OPSET
 from secateur.export.onnx_session import OnnxModel
 
 DEPTH = Task("depth", nn.functional.l1_loss, MeanError(), "lower")

@@ -1,0 +1,8 @@
+"""Every module of a format, imported: a new one is named here, and the command line knows it."""
+
+from __future__ import annotations
+
+
+def load_formats() -> None:
+    """Make all formats known to `secateur.export.formats`; cheap, since their packages are imported where used."""
+    import secateur.export.onnx_format  # noqa: F401

@@ -1,0 +1,65 @@
+"""The other side of targets/apart.py: a process that loads one artefact and times it when it is told to.
+
+It reads a job (one line of JSON) and then one empty line for each turn; it answers each with one line of JSON. Nothing
+else is in this process: no other runtime whose threads would compete, no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from secateur.core.errors import SecateurError
+from secateur.export import formats
+from secateur.export.load import load_formats
+
+
+def main() -> None:
+    """Serve until the other side closes the pipe."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not stand among the answers
+    try:
+        call = _load(json.loads(sys.stdin.readline()))
+    except SecateurError as error:
+        _answer(answers, error.as_json())
+        return
+    _answer(answers, {"loaded": True})
+    for _ in sys.stdin:
+        try:
+            _answer(answers, {"ms": _turn(call)})
+        except SecateurError as error:
+            _answer(answers, error.as_json())
+
+
+def _load(job: dict[str, Any]) -> Callable[[], object]:
+    load_formats()
+    if job["affinity"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job["affinity"])
+    with np.load(job["inputs"], allow_pickle=False) as stored:
+        inputs = [stored[name] for name in stored.files]
+    runtime = formats.get(job["format"]).open(Path(job["path"]), threads=job["threads"])
+    return lambda: runtime.run(inputs)
+
+
+def _turn(call: Callable[[], object]) -> float:
+    """Milliseconds of one call, after one that brings back what the other processes pushed out of the caches."""
+    call()
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _answer(answers: IO[str], document: dict[str, Any]) -> None:
+    answers.write(json.dumps(document) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Artefacts are measured in processes of their own: in turns, with errors as clear as in this one, and none left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, save
+
+from secateur.core.errors import ExportError
+from secateur.targets.apart import Artefact, Process, sample_apart
+
+FAST = {"warmup_s": 0.0, "limit_s": 0.1}
+
+
+def matmul_chain(path: Path, size: int, length: int) -> Path:
+    names = ["x", *(f"v{index}" for index in range(length - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [before, before], [after]) for before, after in pairwise(names)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_times_are_those_of_the_work(tmp_path: Path) -> None:
+    """Sixty-four times the multiplications, or more, take longer on any machine."""
+    files = {
+        "large": Artefact("onnx", matmul_chain(tmp_path / "large.onnx", 256, 8)),
+        "small": Artefact("onnx", matmul_chain(tmp_path / "small.onnx", 32, 8)),
+    }
+    inputs = {"large": [np.eye(256, dtype=np.float32)], "small": [np.eye(32, dtype=np.float32)]}
+    samples = sample_apart(files, inputs, affinity=sorted(os.sched_getaffinity(0))[:1], **FAST)
+    assert len(samples["large"]) == len(samples["small"]) >= 3
+    assert np.median(samples["large"]) > 3 * np.median(samples["small"])
+
+
+def test_nothing_else_is_in_the_process() -> None:
+    heavy = {"torch", "onnxruntime", "tvm"}
+    code = f"import secateur.targets.worker as w, sys; w.load_formats(); print({heavy} & {{*sys.modules}})"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Process:
+    return Process("onnx", matmul_chain(tmp_path / "m.onnx", 8, 2), [np.eye(8, dtype=np.float32)])
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_whoever_has_no_turn_is_stopped_and_nobody_stays(process: Process) -> None:
+    pid = process._child.pid
+    with process:
+        assert process.turn() > 0
+        assert os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT) is not None
+        assert state(pid) == "T"
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_process_that_dies_is_one_clear_line(process: Process) -> None:
+    with process:
+        os.kill(process._child.pid, signal.SIGKILL)
+        with pytest.raises(ExportError, match=r"m\.onnx ended its process \(SIGKILL\)"):
+            process.turn()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_what_does_not_load_says_what_it_says_here(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"broken\.onnx is not an ONNX model") as caught:
+        Process("onnx", path, [])
+    assert "truncated" in caught.value.hint
+    with pytest.raises(ExportError, match="no exporter"):
+        Process("unheard-of", path, [])
+
+
+def test_an_input_that_does_not_fit(tmp_path: Path) -> None:
+    path = matmul_chain(tmp_path / "m.onnx", 8, 2)
+    with (
+        Process("onnx", path, [np.eye(9, dtype=np.float32)]) as wrong,
+        pytest.raises(ExportError, match="does not run"),
+    ):
+        wrong.turn()
