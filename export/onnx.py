@@ -72,7 +72,7 @@ def to_onnx(
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not written", f"choose one from {OPSETS[0]} to {OPSETS[-1]}")
     with evaluating(model), _quiet():
-        traced = _trace(_TaskOutputs(model, workload.tasks), as_args(workload.example_input), dynamic_batch)
+        traced = _trace(TaskOutputs(model, workload.tasks), as_args(workload.example_input), dynamic_batch)
         program = _translate(traced, dynamic_batch, opset)
         _rename(program.model.graph, workload.task_names)
         with writing(path) as temporary:
@@ -84,7 +84,7 @@ def to_onnx(
     return path
 
 
-class _TaskOutputs(nn.Module):
+class TaskOutputs(nn.Module):
     """A model that returns its tasks' predictions as a tuple and nothing else."""
 
     def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:

@@ -1,0 +1,146 @@
+"""Export to ncnn, the runtime of phones and small boards: `model.ncnn.param`, `.bin` and `.json`.
+
+The outputs are blobs named after the tasks (percent-encoded where ncnn's text format cannot hold a character). ncnn
+has no batch: a file computes one sample of the example input's shape. In fp16 the weights take half the space, and
+processors with 16-bit arithmetic use it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.errors import ExportError
+from secateur.core.files import canonical_json
+from secateur.core.predict import as_args, batch_size
+from secateur.core.task import Workload
+from secateur.export.formats import Exporter, Options, Written, register
+from secateur.export.ncnn_param import name_blobs, read_param, write_param
+from secateur.export.ncnn_session import BlobEntry, NcnnModel, Signature, Storage, signature_of, weights_of
+from secateur.export.onnx import TaskOutputs
+from secateur.export.parity import TOLERANCES, evaluating
+from secateur.export.pnnx import Converted, routes
+from secateur.export.source import Source
+
+
+@register
+class Ncnn(Exporter):
+    """Three files, converted by pnnx and run by ncnn."""
+
+    name = "ncnn"
+    extra = "mobile"
+    packages = ("ncnn", "pnnx")
+    honours = frozenset({"precision"})
+
+    def write(self, source: Source, folder: Path, options: Options) -> list[Written]:
+        half = options.precision == "fp16"
+        path = folder / f"model{'-fp16' if half else ''}.ncnn.param"
+        to_ncnn(source.model, source.workload, path, half=half)
+        return [Written(path, (weights_of(path), signature_of(path)))]
+
+    def open(self, path: Path) -> NcnnModel:
+        return NcnnModel(path, half=Signature.read(path).storage == "fp16")
+
+
+def to_ncnn(model: nn.Module, workload: Workload, path: Path, *, half: bool = False) -> Path:
+    """Write the model as a network of ncnn; the model itself is not changed.
+
+    Values of the example input that are no tensors become constants.
+
+    Args:
+        path: of the graph, `*.param`; weights and shapes are written beside it.
+        half: store weights in 16 bits.
+
+    Raises:
+        ExportError: the model cannot be traced, pnnx cannot convert it, or the result computes something else.
+    """
+    args = _one_sample(as_args(workload.example_input))
+    inputs = [value for value in args if isinstance(value, Tensor)]
+    closed = _Closed(TaskOutputs(model, workload.tasks), args)
+    with evaluating(model), torch.no_grad():
+        wanted = closed(*inputs)
+    signature = _signature(workload, inputs, wanted, "fp16" if half else "fp32")
+    problem: ExportError | None = None
+    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+        for converted in routes(closed, inputs, Path(temporary), half=half):
+            _place(converted, signature, path)
+            problem = _problem(path, inputs, wanted, signature)
+            if problem is None:
+                return path
+    for file in (path, weights_of(path), signature_of(path)):
+        file.unlink(missing_ok=True)
+    raise problem or ExportError("pnnx gave no graph", "report this model")
+
+
+class _Closed(nn.Module):
+    """A model whose arguments are tensors only; the others are bound."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self._args = args
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        return self.model(*(next(given) if isinstance(value, Tensor) else value for value in self._args))
+
+
+def _one_sample(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    size = batch_size(args)
+    for value in args:
+        if isinstance(value, Tensor) and value.dtype != torch.float32:
+            raise ExportError(
+                f"ncnn takes float32 inputs, the model takes {value.dtype}", "convert inside of the model"
+            )
+    return tuple(value[:1] if isinstance(value, Tensor) and _is_batched(value, size) else value for value in args)
+
+
+def _is_batched(value: Tensor, size: int) -> bool:
+    return value.ndim > 1 and value.shape[0] == size
+
+
+def _signature(workload: Workload, inputs: list[Tensor], outputs: tuple[Tensor, ...], storage: Storage) -> Signature:
+    return Signature(
+        storage=storage,
+        inputs=[
+            BlobEntry(blob=f"in{index}", shape=list(value.shape), batched=_is_batched(value, 1))
+            for index, value in enumerate(inputs)
+        ],
+        outputs=[
+            BlobEntry(blob=quote(task, safe=""), task=task, shape=list(value.shape), batched=_is_batched(value, 1))
+            for task, value in zip(workload.task_names, outputs, strict=True)
+        ],
+    )
+
+
+def _place(converted: Converted, signature: Signature, path: Path) -> None:
+    """Put a conversion where it belongs, with the user's names in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = {f"out{index}": entry.blob for index, entry in enumerate(signature.outputs)}
+    write_param(name_blobs(read_param(converted.param), names), path)
+    shutil.move(converted.weights, weights_of(path))
+    signature_of(path).write_text(canonical_json(signature.model_dump(mode="json")))
+
+
+def _problem(path: Path, inputs: list[Tensor], wanted: tuple[Tensor, ...], signature: Signature) -> ExportError | None:
+    """What is wrong with a conversion: it does not load, or computes something else for the example input."""
+    tolerance = TOLERANCES[signature.storage]
+    try:
+        got = NcnnModel(path).run([value.numpy() for value in inputs])
+    except ExportError as error:
+        return error
+    for entry, value in zip(signature.outputs, wanted, strict=True):
+        error = float((torch.from_numpy(got[str(entry.task)]) - value).abs().max()) if value.numel() else 0.0
+        allowed = tolerance.atol + tolerance.rtol * float(value.abs().max()) if value.numel() else 0.0
+        if not error <= allowed:
+            return ExportError(
+                f'pnnx converted the model wrongly: task "{entry.task}" differs by {error:.3g}, not {allowed:.3g}',
+                "report this model to the authors of pnnx; other formats may do",
+            )
+    return None
