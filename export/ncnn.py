@@ -16,7 +16,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import ExportError
+from secateur.core.errors import ExportError, SecateurError
 from secateur.core.files import canonical_json
 from secateur.core.predict import as_args, batch_size
 from secateur.core.task import Workload
@@ -64,18 +64,31 @@ def to_ncnn(model: nn.Module, workload: Workload, path: Path, *, half: bool = Fa
     inputs = [value for value in args if isinstance(value, Tensor)]
     closed = _Closed(TaskOutputs(model, workload.tasks), args)
     with evaluating(model), torch.no_grad():
-        wanted = closed(*inputs)
+        wanted = _call(closed, inputs)
     signature = _signature(workload, inputs, wanted, "fp16" if half else "fp32")
     problem: ExportError | None = None
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
         for converted in routes(closed, inputs, Path(temporary), half=half):
             _place(converted, signature, path)
-            problem = _problem(path, inputs, wanted, signature)
-            if problem is None:
+            found = _problem(path, inputs, wanted, signature)
+            if found is None:
                 return path
+            problem = problem or found
     for file in (path, weights_of(path), signature_of(path)):
         file.unlink(missing_ok=True)
     raise problem or ExportError("pnnx gave no graph", "report this model")
+
+
+def _call(model: nn.Module, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    try:
+        return tuple(model(*inputs))
+    except SecateurError:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise ExportError(
+            f"the model fails on its example input: {type(error).__name__}: {reason}", "--debug shows the whole message"
+        ) from error
 
 
 class _Closed(nn.Module):

@@ -155,12 +155,10 @@ def _load(path: Path, threads: int, half: bool) -> Any:
     except ImportError as error:
         raise MissingExtraError("ncnn", "mobile") from error
 
-    operators = read_param(path)
-    for each in operators:
-        if ncnn.layer_to_index(each.kind) < 0:
-            raise ExportError(
-                f"ncnn has no operator {each.kind} ({each.name})", "write that step with other operations"
-            )
+    unknown = [each for each in read_param(path) if ncnn.layer_to_index(each.kind) < 0]
+    if unknown:
+        first = min(unknown, key=lambda each: each.kind.startswith("pnnx."))  # the converter's own words come last
+        raise ExportError(f"ncnn has no operator {first.kind} ({first.name})", "write that step with other operations")
     if not weights_of(path).is_file():
         raise ExportError(f"{weights_of(path)} does not exist", "it belongs beside the .param file")
     net = ncnn.Net()

@@ -114,7 +114,7 @@ class Failing(Refused):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(Eigenvalues, "pnnx"), (Sorting, "torch.sort"), (Integers, "torch.int64"), (Failing, "not today")],
+    [(Eigenvalues, "pnnx"), (Sorting, "aten::sort"), (Integers, "torch.int64"), (Failing, "not today")],
 )
 def test_what_ncnn_cannot_express_is_one_clear_line(kind: type[nn.Module], said: str, tmp_path: Path) -> None:
     model = kind().eval()
