@@ -20,32 +20,11 @@ from secateur.core.errors import ExportError, SecateurError
 from secateur.core.files import canonical_json
 from secateur.core.predict import as_args, batch_size
 from secateur.core.task import Workload
-from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.ncnn_param import name_blobs, read_param, write_param
 from secateur.export.ncnn_session import BlobEntry, NcnnModel, Signature, Storage, signature_of, weights_of
 from secateur.export.onnx import TaskOutputs
 from secateur.export.parity import TOLERANCES, evaluating
 from secateur.export.pnnx import Converted, routes
-from secateur.export.source import Source
-
-
-@register
-class Ncnn(Exporter):
-    """Three files, converted by pnnx and run by ncnn."""
-
-    name = "ncnn"
-    extra = "mobile"
-    packages = ("ncnn", "pnnx")
-    honours = frozenset({"precision"})
-
-    def write(self, source: Source, folder: Path, options: Options) -> list[Written]:
-        half = options.precision == "fp16"
-        path = folder / f"model{'-fp16' if half else ''}.ncnn.param"
-        to_ncnn(source.model, source.workload, path, half=half)
-        return [Written(path, (weights_of(path), signature_of(path)))]
-
-    def open(self, path: Path) -> NcnnModel:
-        return NcnnModel(path, half=Signature.read(path).storage == "fp16")
 
 
 def to_ncnn(model: nn.Module, workload: Workload, path: Path, *, half: bool = False) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from secateur.core.errors import ExportError
 from secateur.core.predict import predict
 from secateur.core.task import Task, Workload
+from secateur.export.formats import Options
 from secateur.export.ncnn_param import name_blobs, read_param, write_param
 from secateur.export.ncnn_session import weights_of
 from secateur.export.runtime import predictor
+from secateur.export.source import Source
 
 pytest.importorskip("ncnn", reason="ncnn is not installed (the extra [mobile])")
 pytest.importorskip("pnnx", reason="pnnx is not installed (the extra [mobile])")
 from secateur.export.ncnn import NcnnModel, to_ncnn
+from secateur.export.ncnn_format import Ncnn
 
 MODELS = [OddChannels, OneTaskAtATime, TinyViT, TwoInputs]
 
@@ -182,3 +186,14 @@ def test_renaming_keeps_the_graph(exported: Path, tmp_path: Path) -> None:
     assert name_blobs(renamed, {inner: "depth", f"{inner}_": inner}) == operators
     with pytest.raises(ExportError, match="left out nothing"):
         name_blobs(operators, {"nothing": "depth"})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_format_proves_itself(precision: Any, tmp_path: Path) -> None:
+    model = warmed(TinyViT())
+    with Source(model, make_workload(model)) as source:
+        (exported,) = Ncnn().export(source, tmp_path, Options(precision=precision))
+    assert exported.parity is not None
+    assert exported.parity.samples == 6
+    assert exported.parity.max_abs < (1e-5 if precision == "fp32" else 1e-2)
+    assert {exported.written.path, *exported.written.beside} == set(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from secateur.export.runtime import predictor
 from secateur.export.source import Source
 
 pytest.importorskip("openvino", reason="openvino is not installed (the extra [openvino])")
-from secateur.export.openvino import OpenVino, OpenVinoModel
+from secateur.export.openvino_format import OpenVino, OpenVinoModel
 
 
 @pytest.mark.parametrize("kind", [OddChannels, TinyViT, TwoInputs])
@@ -49,7 +49,7 @@ def test_half_storage_and_a_fixed_batch(tmp_path: Path) -> None:
 
 
 def test_telemetry_is_never_loaded() -> None:
-    code = "import sys; from secateur.export.openvino import import_openvino as i; i(); " + (
+    code = "import sys; from secateur.export.openvino_format import import_openvino as i; i(); " + (
         "sys.exit(any(name.startswith('openvino_telemetry.') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Export to OpenVINO, Intel's runtime for its CPUs and GPUs: `model.xml` and `model.bin`.
+"""The format `openvino`, of Intel's runtime for its CPUs and GPUs: `model.xml` and `model.bin`.
 
 The ONNX form is read by OpenVINO itself, in C++. Its Python package brings `openvino-telemetry`, which reports use
 over the network when models are converted in Python; here neither is done, and the package is kept from being loaded.
@@ -40,8 +40,8 @@ class OpenVino(Exporter):
             raise ExportError(f"OpenVINO cannot read the model: {_reason(error)}", "try --to onnx") from error
         return [Written(path, (path.with_suffix(".bin"),))]
 
-    def open(self, path: Path) -> OpenVinoModel:
-        return OpenVinoModel(path)
+    def open(self, path: Path, threads: int = 1) -> OpenVinoModel:
+        return OpenVinoModel(path, threads)
 
 
 class OpenVinoModel(Runtime):
