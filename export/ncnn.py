@@ -128,11 +128,10 @@ def _problem(path: Path, inputs: list[Tensor], wanted: tuple[Tensor, ...], signa
     except ExportError as error:
         return error
     for entry, value in zip(signature.outputs, wanted, strict=True):
-        error = float((torch.from_numpy(got[str(entry.task)]) - value).abs().max()) if value.numel() else 0.0
-        allowed = tolerance.atol + tolerance.rtol * float(value.abs().max()) if value.numel() else 0.0
-        if not error <= allowed:
+        off, scale = (torch.from_numpy(got[str(entry.task)]) - value).abs(), value.abs()
+        if off.numel() and not off.max() <= (allowed := tolerance.atol + tolerance.rtol * scale.max()):
             return ExportError(
-                f'pnnx converted the model wrongly: task "{entry.task}" differs by {error:.3g}, not {allowed:.3g}',
+                f'pnnx converted the model wrongly: task "{entry.task}" differs by {off.max():.3g}, not {allowed:.3g}',
                 "report this model to the authors of pnnx; other formats may do",
             )
     return None

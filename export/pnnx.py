@@ -68,7 +68,7 @@ def _trace(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
     try:
         with evaluating(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.jit.trace(model, tuple(inputs), check_trace=False).eval()
+            return torch.jit.trace(model, tuple(inputs), check_trace=False).eval()  # type: ignore[no-untyped-call]
     except ExportError:
         raise
     except Exception as error:  # whatever the user's forward raises
