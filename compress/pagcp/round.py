@@ -16,7 +16,8 @@ from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
-from secateur.compress.pagcp.oracle import Oracle, Spent, calibration_batches
+from secateur.compress.pagcp.calibration import calibration_batches, chunked
+from secateur.compress.pagcp.oracle import Oracle, Spent
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
@@ -57,10 +58,15 @@ class Round:
         self._settings, self._strictness, self._journal, self._record = settings, strictness, journal, record
         self._number = number
         batches = calibration_batches(workload.calibration, settings.calibration_samples)
-        self._groups = trace(model, batches[0][0], workload.task_names)
+        chunks = chunked(batches, settings.chunks)
+        self._groups = trace(model, chunks[0][0], workload.task_names)
         if not self._groups.prunable:
             raise ModelError("no channel of the model can be removed", "secateur inspect shows why, group by group")
-        self._oracle = Oracle(self._groups, batches, workload.tasks, settings.cache_limit, record.spent)
+        self._oracle = Oracle(
+            self._groups, chunks, workload.tasks, settings.cache_limit, record.spent, settings.confidence
+        )
+        self._choices: list[Kept] = []
+        self._cached: dict[int, Kept] | None = None
         self._costs = CostModel(self._groups)
         self._criterion = saliency.find(settings.saliency)
         needs_gradient = settings.saliency in saliency.NEEDS_GRADIENT
@@ -78,7 +84,7 @@ class Round:
             base = self._losses(f"{label}/base", kept)
             self._record.original = self._record.original or dict(base)
             sequence = Sequence(
-                self._oracle, self._costs, self._settings, self._criterion, self._strictness, dict(kept), base,
+                self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
                 self._ceiling(rise), target, self._gradients,
             )  # fmt: skip
             if sequence.done:
@@ -135,17 +141,31 @@ class Round:
     def _step(
         self, key: str, kept: Kept, compute: Callable[[], T], encode: Callable[[T], Any], decode: Callable[[Any], T]
     ) -> T:
-        """A journalled step, taken while `kept` is kept, that also remembers what the oracle had spent after it."""
+        """A journalled step, taken while `kept` is kept, that also remembers what the oracle had spent and cached."""
         spent = self._record.spent
 
         def restore(document: Any) -> T:
             vars(spent).update(document["spent"])
-            self._oracle.prefix.resume(kept)
+            self._cached = {int(chunk): self._choices[number] for chunk, number in document["cached"].items()}
             return decode(document["result"])
 
-        return self._journal.step(
-            key, compute, lambda result: {"result": encode(result), "spent": dict(vars(spent))}, restore
-        )
+        def resumed() -> T:
+            if self._cached is not None:
+                self._oracle.prefix.refill(self._cached)
+                self._cached = None
+            return compute()
+
+        def finished(result: T) -> dict[str, Any]:
+            return {"result": encode(result), "spent": dict(vars(spent)), "cached": self._cache_state()}
+
+        if not self._choices or self._choices[-1] is not kept:
+            self._choices.append(kept)
+        return self._journal.step(key, resumed, finished, restore)
+
+    def _cache_state(self) -> dict[str, int]:
+        """For each chunk whose activations are cached, to which of the choices so far they belong."""
+        numbers = {id(kept): number for number, kept in enumerate(self._choices)}
+        return {str(chunk): numbers[id(keep)] for chunk, keep in self._oracle.prefix.filled.items()}
 
 
 def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:
@@ -195,7 +215,7 @@ def _line(decision: Decision, number: int, attempt: int, passed: bool) -> dict[s
             {
                 "ratio": trial.ratio,
                 "kept": trial.kept,
-                "loss_ratio": trial.losses and {t: trial.losses[t] / max(b, 1e-12) for t, b in decision.base.items()},
+                "loss_ratio": {task: trial.losses[task] / max(base, 1e-12) for task, base in decision.base.items()},
                 "accepted": trial.accepted,
             }
             for trial in decision.trials

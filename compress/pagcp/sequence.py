@@ -7,9 +7,8 @@ follows the losses, so that the allowed drop compounds; a filter then drops the 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +17,10 @@ import numpy as np
 from secateur.compress.dataflow import ChannelGroup
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.dataflow.groups import Index
-from secateur.compress.pagcp.oracle import Losses, Oracle, Session
+from secateur.compress.pagcp.oracle import Losses, Oracle
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
 from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda
+from secateur.compress.pagcp.search import Search, rise
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
 
@@ -29,12 +29,13 @@ Kept = dict[str, Index]
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate that the oracle judged; `losses` is None where it stopped early, certain of a refusal."""
+    """One candidate that the oracle judged, on so many of the calibration chunks."""
 
     ratio: float
     kept: int
-    losses: Losses | None
+    losses: Losses
     accepted: bool
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Sequence:
     gradients: Mapping[str, Any] | None = None
     decisions: list[Decision] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._current = dict(self.base)
+
     def plan(self) -> tuple[list[str], float]:
         """(groups in order, λ)."""
         groups = [
@@ -117,31 +121,32 @@ class Sequence:
         """Judge one group by the oracle; does not change the state."""
         group = self.oracle.groups[name]
         kept = self.kept[name]
-        session = self.oracle.at(self.kept, name)
+        session = self.oracle.at(self.kept, name, self._current)
         scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
         limits = {
             task: min(value * (1 + tau * self.strictness[task]), max(value, self.ceiling[task]))
             for task, value in self.base.items()
         }
-        search = _Search(
-            session, name, lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))], limits,
-            self.base, self._candidates(name, len(kept)), self.settings.check_monotone,
+        search = Search(
+            session, lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))], limits, self.base,
+            self._candidates(name, len(kept)), self.settings.check_monotone,
         )  # fmt: skip
-        trials, best = search.bisect() if self.settings.bisect else search.sweep()
-        self._count_published(name, trials, search.counts, best)
+        best = search.bisect() if self.settings.bisect else search.sweep()
+        self._count_published(name, search.counts, best)
         self.oracle.spent.not_monotone += search.not_monotone
-        chosen = kept if best is None else search.keep(search.counts[best])
+        chosen = kept if best is None else search.keep(best)
         widths = self._widths({name: len(chosen)})
         return Decision(
-            name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials,
+            name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials(search),
             self.costs.flops(widths), self.costs.params(widths),
         )  # fmt: skip
 
     def apply(self, decision: Decision) -> None:
         """Take a decision over: what is kept, and B_t ← max(B_t, L_t)."""
-        self.kept[decision.group] = np.array(decision.kept, dtype=np.int64)
-        for task, loss in (decision.accepted or {}).items():
-            self.base[task] = max(self.base[task], loss)
+        if decision.accepted is not None:
+            self.kept = {**self.kept, decision.group: np.array(decision.kept, dtype=np.int64)}
+            self._current = decision.accepted
+            self.base = {task: max(loss, self._current[task]) for task, loss in self.base.items()}
         self.decisions.append(decision)
 
     def filtered(self, before: Kept) -> set[str]:
@@ -153,7 +158,7 @@ class Sequence:
             if accepted is not None:
                 less = {name: len(kept) for name, kept in before.items()} | {decision.group: len(decision.kept)}
                 saving = self.target.saving(whole, self.costs.widths(less))
-                scored.append((_rise(accepted, decision.base) / max(saving, 1e-12), decision.group))
+                scored.append((rise(accepted, decision.base) / max(saving, 1e-12), decision.group))
         scored.sort()
         return {name for _, name in scored[: math.ceil(self.settings.keep_share * len(scored))]}
 
@@ -182,8 +187,8 @@ class Sequence:
         return min(found, default=0.0)
 
     def _refused(self) -> list[Decision]:
-        """Decisions whose smallest step was refused; its losses are known in full."""
-        return [d for d in self.decisions if d.trials and d.trials[0].losses and not d.trials[0].accepted]
+        """Decisions whose smallest step was refused."""
+        return [decision for decision in self.decisions if decision.trials and not decision.trials[0].accepted]
 
     def _candidates(self, name: str, count: int) -> list[tuple[float, int]]:
         """(ratio, channels removed) ascending and distinct; none beyond what the budget still asks for."""
@@ -202,81 +207,21 @@ class Sequence:
             listed = listed if enough is None else listed[: enough + 1]
         return listed
 
-    def _count_published(
-        self, name: str, trials: list[Trial], counts: list[tuple[float, int]], best: int | None
-    ) -> None:
+    def _count_published(self, name: str, counts: list[tuple[float, int]], best: int | None) -> None:
         """What the published loop would have spent on this group: a pass of the pruned copy for every ratio up to and
         including the first refused one."""
         kept = len(self.kept[name])
         tried = counts[: (-1 if best is None else best) + 2]
-        samples = len(self.oracle.batches) * self.oracle.samples_per_batch
         flops = sum(self.costs.flops(self._widths({name: kept - gone})) for _, gone in tried)
-        self.oracle.spent.published_loop_forward_flops += flops * samples
+        self.oracle.spent.published_loop_forward_flops += flops * self.oracle.samples
 
 
-@dataclass
-class _Search:
-    """The largest accepted candidate, between the smallest and the largest removal."""
-
-    session: Session
-    name: str
-    keep_without: Callable[[int], Index]
-    limits: Mapping[str, float]
-    base: Losses
-    counts: list[tuple[float, int]]
-    check_monotone: bool
-    trials: dict[int, Trial] = field(default_factory=dict)
-    not_monotone: int = 0
-
-    def keep(self, candidate: tuple[float, int]) -> Index:
-        return self.keep_without(candidate[1])
-
-    def try_(self, index: int) -> bool:
-        if index not in self.trials:
-            ratio, gone = self.counts[index]
-            keep = self.keep_without(gone)
-            limits = self.limits if index else {}  # the smallest step is judged in full: what would it have needed?
-            losses = self.session.losses({self.name: keep}, limits)
-            accepted = losses is not None and all(losses[task] <= limit for task, limit in self.limits.items())
-            self.trials[index] = Trial(ratio, len(keep), losses, accepted)
-        return self.trials[index].accepted
-
-    def bisect(self) -> tuple[list[Trial], int | None]:
-        """The bracket doubles from the smallest removal, since most groups accept little, and is then halved."""
-        low, high, probe = -1, len(self.counts), 0
-        while high - low > 1:
-            accepted = self.try_(probe)
-            low, high = (probe, high) if accepted else (low, probe)
-            doubling = high == len(self.counts)
-            probe = min(2 * probe + 2, high - 1) if doubling else (low + high) // 2
-        if self._falls_somewhere():
-            self.not_monotone = 1
-            if self.check_monotone:
-                return self.sweep()
-        return self._sorted(), low if low >= 0 else None
-
-    def sweep(self) -> tuple[list[Trial], int | None]:
-        """In order until the first refusal: the published search."""
-        best = None
-        for index in range(len(self.counts)):
-            if not self.try_(index):
-                break
-            best = index
-        return self._sorted(), best
-
-    def _falls_somewhere(self) -> bool:
-        """Whether the criterion was seen to fall while more channels were removed."""
-        judged = [self.trials[index].losses for index in sorted(self.trials)]
-        worst = [_rise(loss, self.base) for loss in judged if loss is not None]
-        return any(later < earlier - 1e-6 for earlier, later in itertools.pairwise(worst))
-
-    def _sorted(self) -> list[Trial]:
-        return [self.trials[index] for index in sorted(self.trials)]
-
-
-def _rise(losses: Losses, base: Losses) -> float:
-    """max_t L_t / B_t - 1."""
-    return max(losses[task] / max(value, 1e-12) for task, value in base.items()) - 1
+def trials(search: Search) -> list[Trial]:
+    """What the oracle was asked about one group, from few channels removed to many."""
+    return [
+        Trial(search.counts[index][0], len(search.keep(index)), verdict.losses, verdict.accepted, verdict.chunks)
+        for index, verdict in sorted(search.verdicts.items())
+    ]
 
 
 def channel_step(channels: int, largest: int) -> int:
@@ -285,7 +230,6 @@ def channel_step(channels: int, largest: int) -> int:
     return int(2 ** int(math.log2(max(1, min(largest, channels // 4)))))
 
 
-def _excess(losses: Losses | None, base: Losses, strictness: Mapping[str, float]) -> float:
+def _excess(losses: Losses, base: Losses, strictness: Mapping[str, float]) -> float:
     """max_t (L_t / B_t - 1) in units of each task's strictness."""
-    assert losses is not None
     return max((losses[t] / max(b, 1e-12) - 1) / max(strictness[t], 1e-12) for t, b in base.items())

@@ -39,6 +39,9 @@ class Settings:
         cache_limit: bytes of activations that prefix caching may hold.
         remove_dead: take out the modules that no output in evaluation mode depends on.
         calibration_samples: samples of the calibration loader that the oracle uses; None for all.
+        chunks: parts of the calibration samples that the oracle runs one by one; the more, the sooner it can stop.
+        confidence: standard errors that a loss must be away from its limit for the oracle to decide on a part of the
+            samples; None to look at all of them.
     """
 
     local_tolerance: float = 0.1
@@ -62,10 +65,12 @@ class Settings:
     clip: float = 1.0
     cache_limit: int = 2 * 2**30
     remove_dead: bool = False
-    calibration_samples: int | None = 64
+    calibration_samples: int | None = 256
+    chunks: int = 32
+    confidence: float | None = 3.0
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "max_passes", "min_channels", "round_to"):
+        for name in ("rounds", "max_passes", "min_channels", "round_to", "chunks"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
         if self.epochs < 0:
@@ -79,5 +84,5 @@ class Settings:
         return replace(
             self, local_tolerance=0.05, global_tolerance=5.0, growth=None, keep_share=0.8, ratios=RATIOS, rounds=1,
             max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
-            calibration_samples=None,
+            calibration_samples=None, confidence=None,
         )  # fmt: skip
