@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
-import torch
-from torch import nn
+from published import plain_losses, published_procedure
 
-from secateur.compress.dataflow import ChannelGroup, ChannelGroups, trace
+from secateur.compress.dataflow import trace
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.round import Record, Round
 from secateur.compress.pagcp.sequence import channel_step
-from secateur.compress.pagcp.settings import RATIOS, Settings
+from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget
-from secateur.core.task import Batch, Task, Workload
+from secateur.core.task import Workload
 from secateur.profiles.count import count
 
 FREE = replace(
@@ -53,17 +50,6 @@ def ran(
     decisions = [steps[f"round0/pass0/{name}"]["result"] for name in record.sequences[0]["order"]]
     kept = {name: dims[0].tolist() for name, dims in channels.kept.items() if 0 in dims}
     return Ran(record, decisions, steps["round0/pass0/base"]["result"], kept)
-
-
-@torch.no_grad()
-def plain_losses(model: nn.Module, batches: list[Batch], tasks: tuple[Task, ...]) -> dict[str, float]:
-    model.eval()
-    found = [(model(inputs), targets) for inputs, targets in batches]
-    return {
-        task.name: sum(float(task.loss(output[task.name], targets[task.name])) for output, targets in found)
-        / len(found)
-        for task in tasks
-    }
 
 
 @pytest.mark.parametrize("strictness", [EQUAL, {"quadrant": 0.5, "brightness": 1.5}])
@@ -164,68 +150,6 @@ def test_bisection_decides_as_the_sweep_for_fewer_flops(squares: Workload, tmp_p
     assert swept.record.spent.evaluations > spent.evaluations > 0
 
 
-def naive_scores(groups: ChannelGroups, group: ChannelGroup) -> np.ndarray:
-    """Mean over the members that produce the channels of the mean |w| per filter."""
-    tensors, members = dict(groups.model.named_parameters()), [m for m in group.members if m.role == "out"]
-    scores = [
-        tensors[m.parameter].detach().movedim(m.dim, 0).abs().flatten(1).mean(1).numpy()[m.index].mean(1)
-        for m in members
-    ]
-    return np.mean(scores, axis=0)
-
-
-def naive_lambda(tau: float, bound: float, groups: int) -> float:
-    candidates = np.linspace(0.5, 2.5, 200_001)
-    return float(candidates[np.abs(np.exp(sum(np.log1p(tau * candidates**i) for i in range(groups))) - bound).argmin()])
-
-
-def published_procedure(
-    squares: Workload, tau: float, bound: float
-) -> tuple[dict[str, list[int]], list[str], list[float]]:
-    """The published loop as its description tells it: copy, cut, evaluate, one ratio after the other."""
-    groups = trace(squares.model, squares.calibration[0][0])
-    names = [group.name for group in groups.prunable]
-    flops = count(squares.model, squares.example_input).costs.flops
-
-    def without(model_groups: ChannelGroups, name: str, gone: int) -> tuple[nn.Module, list[int]]:
-        scores = naive_scores(model_groups, model_groups[name])
-        keep = np.sort(np.argsort(scores, kind="stable")[gone:])
-        return model_groups.cut({name: keep}), keep.tolist()
-
-    saved = {
-        name: flops
-        - count(without(groups, name, int(0.3 * groups[name].channels))[0], squares.example_input).costs.flops
-        for name in names
-    }
-    scale = naive_lambda(tau, bound, len(names))
-    plan = sorted(names, key=lambda name: saved[name], reverse=scale <= 1)
-
-    model, base = copy.deepcopy(squares.model), plain_losses(squares.model, squares.calibration, squares.tasks)
-    kept: dict[str, list[int]] = {}
-    scored, taus = [], []
-    for name in plan:
-        taus.append(tau)
-        now = trace(model, squares.calibration[0][0])
-        accepted = None
-        for ratio in RATIOS:
-            gone = max(1, int(now[name].channels * ratio + 1e-9))
-            candidate, keep = without(now, name, gone)
-            losses = plain_losses(candidate, squares.calibration, squares.tasks)
-            if max(losses[task] / base[task] for task in base) > 1 + tau:
-                break
-            accepted = candidate, keep, losses
-        if accepted is not None:
-            model, keep, losses = accepted
-            kept[name] = keep
-            rise = max(losses[task] / base[task] for task in base) - 1
-            alone = flops - count(groups.cut({name: keep}), squares.example_input).costs.flops
-            scored.append((rise / alone, name))
-            base = {task: max(base[task], losses[task]) for task in base}
-        tau *= scale
-    best = {name for _, name in sorted(scored)[: math.ceil(0.8 * len(scored))]}
-    return {name: keep for name, keep in kept.items() if name in best}, plan, taus
-
-
 @pytest.mark.parametrize("bound", [1.2, 2.0])
 def test_the_published_settings_decide_as_the_published_procedure(
     squares: Workload, tmp_path: Path, bound: float
@@ -233,9 +157,9 @@ def test_the_published_settings_decide_as_the_published_procedure(
     """Order, λ, τ, channels kept and the filter; λ is below 1 for the small bound and above for the large one."""
     settings = replace(tiny.FAST.published(), local_tolerance=0.05, global_tolerance=bound, bisect=False)
     found = ran(squares, tmp_path / "state", settings)
-    kept, plan, taus = published_procedure(squares, 0.05, bound)
-    assert [decision["group"] for decision in found.decisions] == plan
-    assert [decision["tau"] for decision in found.decisions] == pytest.approx(taus, rel=1e-3)
+    published = published_procedure(squares, squares.calibration, 0.05, bound)
+    assert [decision["group"] for decision in found.decisions] == published.plan
+    assert [decision["tau"] for decision in found.decisions] == pytest.approx(published.taus, rel=1e-3)
     by_name = {decision["group"]: decision["kept"] for decision in found.decisions}
     pruned = {line["group"] for line in found.record.decisions if line["pruned"]}
-    assert {name: by_name[name] for name in pruned} == kept
+    assert {name: by_name[name] for name in pruned} == published.kept
