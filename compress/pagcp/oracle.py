@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from secateur.core.task import Batch, Task
 from secateur.profiles.macs import node_macs
 
 Losses = dict[str, float]
-FEWEST_CHUNKS = 4
+FEWEST_CHUNKS = 8
 """Chunks on which a candidate is judged at the least, so that their spread means something."""
 
 
@@ -94,11 +94,40 @@ class Oracle:
         """The model's parameters with a choice of channels masked."""
         return self._state | masked_state(self.groups.groups, keep, self._state)
 
-    def losses(self, keep: Keep) -> Losses:
-        """Each task's mean loss over all chunks."""
-        found = [self._task_losses(number, self.prefix.outputs(number, keep)) for number in range(len(self.batches))]
-        self.spent.evaluations += 1
-        return {task.name: statistics.fmean(losses[task.name] for losses in found) for task in self.tasks}
+    def chunk_losses(self, keep: Keep) -> Iterator[Losses]:
+        """Each task's loss on one chunk after the other."""
+        for number in range(len(self.batches)):
+            self.spent.evaluations += 1
+            yield self._task_losses(number, self.prefix.outputs(number, keep))
+
+    def losses(self, keep: Keep, reference: Sequence[Losses]) -> Losses:
+        """Each task's mean loss; with a `confidence`, from no more chunks than it takes to know the difference from a
+        reference (the chunk losses of another choice) to a hundredth of the loss."""
+        seen: list[Losses] = []
+        for losses in self.chunk_losses(keep):
+            seen.append(losses)
+            if self.confidence is not None and len(seen) >= FEWEST_CHUNKS and self._known(seen, reference):
+                break
+        return self.estimate(seen, reference, means(reference))
+
+    def _known(self, seen: list[Losses], reference: Sequence[Losses]) -> bool:
+        estimate, errors = self.estimate(seen, reference, means(reference)), self.standard_errors(seen, reference)
+        return all(errors[name] <= 0.01 * abs(value) for name, value in estimate.items())
+
+    def estimate(self, seen: Sequence[Losses], before: Sequence[Losses], current: Losses) -> Losses:
+        """Mean losses over all chunks: the mean itself when all were seen, else the `current` mean of what was there
+        `before`, plus how much more was lost on the same samples (and no less than what was seen alone amounts to)."""
+        found, share = means(seen), len(seen) / len(self.batches)
+        if share == 1:
+            return found
+        there = means(before[: len(seen)])
+        return {name: max(current[name] + mean - there[name], share * mean) for name, mean in found.items()}
+
+    def standard_errors(self, seen: Sequence[Losses], before: Sequence[Losses]) -> Losses:
+        """Of the mean difference from what was there before, for chunks drawn without replacement."""
+        scale = math.sqrt((1 - len(seen) / len(self.batches)) / len(seen))
+        pairs = list(zip(seen, before, strict=False))
+        return {name: scale * statistics.stdev(one[name] - other[name] for one, other in pairs) for name in seen[0]}
 
     def at(self, keep: Keep, group: str, current: Losses) -> Session:
         """Judge candidates of one group on top of a choice for the others, whose mean losses are `current`."""
@@ -190,32 +219,19 @@ class Session:
             return False
         if self._oracle.confidence is None or len(seen) < min(FEWEST_CHUNKS, total):
             return None
-        estimate, errors = self._estimate(seen), self._standard_errors(seen)
+        estimate, errors = self._estimate(seen), self._oracle.standard_errors(seen, self._before)
         margins = [(limits[name] - estimate[name]) / max(errors[name], 1e-12) for name in limits]
         if min(margins) > self._oracle.confidence:
             return True
         return False if min(margins) < -self._oracle.confidence else None
 
     def _estimate(self, seen: list[Losses]) -> Losses:
-        """Mean losses over all chunks: the mean itself when all were seen, else what the model as pruned so far has,
-        plus how much more the candidate lost on the same samples (and no less than what was seen alone amounts to)."""
-        means = {name: statistics.fmean(losses[name] for losses in seen) for name in seen[0]}
-        share = len(seen) / len(self._oracle.batches)
-        if share == 1:
-            return means
-        before = {name: statistics.fmean(losses[name] for losses in self._before[: len(seen)]) for name in means}
-        return {name: max(self._current[name] + mean - before[name], share * mean) for name, mean in means.items()}
+        return self._oracle.estimate(seen, self._before, self._current)
 
-    def _standard_errors(self, seen: list[Losses]) -> Losses:
-        """Of the mean difference from the model as pruned so far, for samples drawn without replacement."""
-        left = 1 - len(seen) / len(self._oracle.batches)
-        return {
-            name: statistics.stdev(
-                losses[name] - before[name] for losses, before in zip(seen, self._before, strict=False)
-            )
-            * math.sqrt(left / len(seen))
-            for name in seen[0]
-        }
+
+def means(losses: Sequence[Losses]) -> Losses:
+    """Each task's mean over chunks."""
+    return {name: statistics.fmean(chunk[name] for chunk in losses) for name in losses[0]}
 
 
 def _exceeded(seen: list[Losses], limits: Losses, total: int) -> bool:

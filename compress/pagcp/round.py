@@ -17,7 +17,7 @@ from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
-from secateur.compress.pagcp.oracle import Oracle, Spent
+from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
@@ -65,6 +65,7 @@ class Round:
         self._oracle = Oracle(
             self._groups, chunks, workload.tasks, settings.cache_limit, record.spent, settings.confidence
         )
+        self._refused: dict[str, Losses] = {}
         self._choices: list[Kept] = []
         self._cached: dict[int, Kept] | None = None
         self._costs = CostModel(self._groups)
@@ -79,10 +80,13 @@ class Round:
         target = Target(limits, before, self._costs)
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
+        reference = self._step(
+            f"round{self._number}/reference", kept, lambda: list(self._oracle.chunk_losses(kept)), list, list
+        )
+        self._record.original = self._record.original or means(reference)
         for attempt in range(self._settings.max_passes):
             label = f"round{self._number}/pass{attempt}"
-            base = self._losses(f"{label}/base", kept)
-            self._record.original = self._record.original or dict(base)
+            base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
                 self._ceiling(rise), target, self._gradients,
@@ -96,11 +100,8 @@ class Round:
             kept = fresh
         return self._groups.channel_map(kept)
 
-    def _losses(self, key: str, kept: Kept) -> dict[str, float]:
-        def losses() -> dict[str, float]:
-            return self._oracle.losses(kept)
-
-        return self._step(key, kept, losses, dict, dict)
+    def _losses(self, key: str, kept: Kept, reference: list[Losses]) -> Losses:
+        return self._step(key, kept, lambda: self._oracle.losses(kept, reference), dict, dict)
 
     def _decide(self, key: str, sequence: Sequence, name: str, tau: float) -> Decision:
         def decide() -> Decision:
@@ -128,8 +129,12 @@ class Round:
                 if sequence.done:
                     break
                 progress.note(name)
-                decision = self._decide(f"{label}/{name}", sequence, name, tau)
-                sequence.apply(decision)
+                if sequence.hopeless(name, tau, self._refused.get(name, {})):
+                    sequence.pass_over(name)
+                else:
+                    decision = self._decide(f"{label}/{name}", sequence, name, tau)
+                    self._refused[name] = decision.refused_rise
+                    sequence.apply(decision)
                 tau *= scale
                 progress.advance()
         best = sequence.filtered(before)

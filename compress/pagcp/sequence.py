@@ -57,6 +57,13 @@ class Decision:
         """The losses after this decision; None when nothing was pruned."""
         return next((trial.losses for trial in self.trials if trial.accepted and trial.kept == len(self.kept)), None)
 
+    @property
+    def refused_rise(self) -> Losses:
+        """L_t / B_t - 1 of the smallest step, where even that was refused; else empty."""
+        if not self.trials or self.trials[0].accepted:
+            return {}
+        return {task: self.trials[0].losses[task] / max(base, 1e-12) - 1 for task, base in self.base.items()}
+
     def as_json(self) -> dict[str, Any]:
         return {
             "group": self.group,
@@ -95,7 +102,8 @@ class Sequence:
         self._current = dict(self.base)
 
     def plan(self) -> tuple[list[str], float]:
-        """(groups in order, λ)."""
+        """(groups in order, λ). Counts the pass for the base losses that the published loop makes too."""
+        self.oracle.spent.published_loop_forward_flops += self.costs.flops(self._widths({})) * self.oracle.samples
         groups = [
             group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self.settings.min_channels
         ]
@@ -123,10 +131,7 @@ class Sequence:
         kept = self.kept[name]
         session = self.oracle.at(self.kept, name, self._current)
         scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
-        limits = {
-            task: min(value * (1 + tau * self.strictness[task]), max(value, self.ceiling[task]))
-            for task, value in self.base.items()
-        }
+        limits = self._limits(tau)
         search = Search(
             session, lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))], limits, self.base,
             self._candidates(name, len(kept)), self.settings.check_monotone,
@@ -140,6 +145,24 @@ class Sequence:
             name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials(search),
             self.costs.flops(widths), self.costs.params(widths),
         )  # fmt: skip
+
+    def _limits(self, tau: float) -> Losses:
+        return {
+            task: min(value * (1 + tau * self.strictness[task]), max(value, self.ceiling[task]))
+            for task, value in self.base.items()
+        }
+
+    def hopeless(self, name: str, tau: float, refused: Losses) -> bool:
+        """Whether a group need not be tried: its smallest step was refused by an earlier sequence of this round, when
+        less was pruned, and raised a task's loss more than twice as far as it may rise now."""
+        if not self.settings.skip_refused or not refused:
+            return False
+        limits = self._limits(tau)
+        return any(limits[task] < base * (1 + 0.5 * refused[task]) for task, base in self.base.items())
+
+    def pass_over(self, name: str) -> None:
+        """Leave a hopeless group as it is; the published loop would have tried its smallest step."""
+        self._count_published(name, self._candidates(name, len(self.kept[name])), None)
 
     def apply(self, decision: Decision) -> None:
         """Take a decision over: what is kept, and B_t ← max(B_t, L_t)."""
@@ -165,7 +188,7 @@ class Sequence:
     def next_tolerance(self, tau: float, kept: Kept) -> float:
         """τ0 of the next sequence: the same while sequences close a good part of the gap to the target; else twice
         that, or what the cheapest refused step would have needed."""
-        if not self.decisions or not self.settings.stop_at_budget:
+        if not self.settings.stop_at_budget:
             return tau
         start = self.costs.widths({decision.group: decision.kept_before for decision in self.decisions} | {
             name: len(count) for name, count in kept.items() if name not in {d.group for d in self.decisions}

@@ -31,6 +31,7 @@ class Settings:
         bisect: find the largest accepted ratio by bisection, as the loss grows with the ratio; else try them in order.
         check_monotone: where the loss was seen to fall while more channels went, try the ratios in order after all,
             which gives the published decision there too.
+        skip_refused: do not try a group again whose smallest step was refused before by far.
         saliency: which channels of a group go first: "l1" (published), "l2", "taylor", "random".
         min_channels: channels that always stay in a group.
         round_to: kept channel counts are multiples of up to this power of two, as devices like them; 1 for any count.
@@ -55,6 +56,7 @@ class Settings:
     stop_at_budget: bool = True
     bisect: bool = True
     check_monotone: bool = False
+    skip_refused: bool = True
     saliency: str = "l1"
     min_channels: int = 1
     round_to: int = 8
@@ -66,7 +68,7 @@ class Settings:
     cache_limit: int = 2 * 2**30
     remove_dead: bool = False
     calibration_samples: int | None = 256
-    chunks: int = 32
+    chunks: int = 64
     confidence: float | None = 3.0
 
     def __post_init__(self) -> None:

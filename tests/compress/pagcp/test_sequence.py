@@ -14,6 +14,7 @@ from published import plain_losses, published_procedure
 
 from secateur.compress.dataflow import trace
 from secateur.compress.journal import Journal
+from secateur.compress.pagcp.oracle import means
 from secateur.compress.pagcp.round import Record, Round
 from secateur.compress.pagcp.sequence import channel_step
 from secateur.compress.pagcp.settings import Settings
@@ -49,7 +50,7 @@ def ran(
     steps = json.loads((folder / "journal.json").read_text())["steps"]
     decisions = [steps[f"round0/pass0/{name}"]["result"] for name in record.sequences[0]["order"]]
     kept = {name: dims[0].tolist() for name, dims in channels.kept.items() if 0 in dims}
-    return Ran(record, decisions, steps["round0/pass0/base"]["result"], kept)
+    return Ran(record, decisions, means(steps["round0/reference"]["result"]), kept)
 
 
 @pytest.mark.parametrize("strictness", [EQUAL, {"quadrant": 0.5, "brightness": 1.5}])

@@ -1,0 +1,113 @@
+"""The oracle judges on chunks of the calibration data, on no more of them than a decision takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from published import plain_losses
+
+from secateur.compress.dataflow import trace
+from secateur.compress.pagcp.calibration import calibration_batches, chunked
+from secateur.compress.pagcp.oracle import Oracle, means
+from secateur.compress.pagcp.prefix import Prefix
+from secateur.core.task import Workload
+
+GROUP = "deep.0"
+
+
+def oracle(squares: Workload, confidence: float | None, samples: int = 256) -> Oracle:
+    chunks = chunked(tiny.batches(2, samples // 16), 64)
+    return Oracle(trace(squares.model, chunks[0][0]), chunks, squares.tasks, 2**28, confidence=confidence)
+
+
+def test_chunks_hold_every_sample_once_in_a_mixed_order() -> None:
+    batches = [
+        (torch.arange(6 * i, 6 * i + 6)[:, None].float(), {"t": torch.arange(6 * i, 6 * i + 6)}) for i in range(4)
+    ]
+    chunks = chunked(batches, 6)
+    inputs = torch.cat([chunk[0].flatten() for chunk in chunks])
+    assert [len(chunk[0]) for chunk in chunks] == [4] * 6
+    assert sorted(inputs.tolist()) == list(range(24))
+    assert inputs.tolist() != list(range(24))
+    for values, targets in chunks:
+        assert values.flatten().tolist() == targets["t"].tolist()
+
+
+def test_ragged_batches_stay_whole() -> None:
+    batches = [(torch.zeros(2, 3), {"boxes": [torch.zeros(1, 4), torch.zeros(5, 4)]}) for _ in range(3)]
+    assert chunked(batches, 6) == batches
+
+
+def test_batches_of_another_size_are_left_out() -> None:
+    batches = [(torch.zeros(size, 3), {}) for size in (4, 4, 2)]
+    assert [len(inputs) for inputs, _ in calibration_batches(batches, None)] == [4, 4]
+    assert len(calibration_batches(batches, 3)) == 1
+
+
+def test_a_verdict_on_all_samples_is_what_the_cut_model_loses(squares: Workload) -> None:
+    judge = oracle(squares, None)
+    current = means(list(judge.chunk_losses({})))
+    keep = list(range(3, 16))
+    cut = judge.groups.cut({GROUP: keep})
+    expected = plain_losses(cut, list(judge.batches), squares.tasks)
+    verdict = judge.at({}, GROUP, current).judge(keep, dict.fromkeys(expected, 1e9))
+    assert verdict.accepted
+    assert verdict.chunks == len(judge.batches)
+    assert verdict.losses == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(3.0, True), (0.3, False)])
+def test_a_clear_case_is_decided_on_few_chunks_as_on_all(squares: Workload, factor: float, accepted: bool) -> None:
+    keep = list(range(2, 16))
+    exact, quick = oracle(squares, None), oracle(squares, 3.0)
+    current = means(list(exact.chunk_losses({})))
+    loss = plain_losses(exact.groups.cut({GROUP: keep}), list(exact.batches), squares.tasks)
+    limits = {task: factor * value for task, value in loss.items()}
+    verdicts = [judge.at({}, GROUP, current).judge(keep, limits) for judge in (exact, quick)]
+    assert [verdict.accepted for verdict in verdicts] == [accepted, accepted]
+    assert verdicts[1].chunks < len(quick.batches) / 2
+
+
+def test_an_open_case_is_looked_at_to_the_end(squares: Workload) -> None:
+    judge, keep = oracle(squares, 3.0), list(range(2, 16))
+    current = means(list(judge.chunk_losses({})))
+    loss = plain_losses(judge.groups.cut({GROUP: keep}), list(judge.batches), squares.tasks)
+    verdict = judge.at({}, GROUP, current).judge(keep, {task: value * (1 + 1e-4) for task, value in loss.items()})
+    assert verdict.accepted
+    assert verdict.chunks > len(judge.batches) / 2
+
+
+def test_a_guess_is_not_run_again_when_it_is_proven(squares: Workload) -> None:
+    judge, keep = oracle(squares, None), list(range(4, 16))
+    session = judge.at({}, GROUP, means(list(judge.chunk_losses({}))))
+    before = judge.spent.evaluations
+    session.guess(keep, {"quadrant": 1e9, "brightness": 1e9})
+    session.judge(keep, {"quadrant": 1e9, "brightness": 1e9})
+    assert judge.spent.evaluations - before == len(judge.batches)
+
+
+def test_a_loss_that_is_not_finite_is_refused_at_once(squares: Workload) -> None:
+    broken = replace(squares.tasks[1], loss=lambda prediction, target: prediction.mean() * float("nan"))
+    judge = oracle(replace(squares, tasks=(squares.tasks[0], broken)), 3.0)
+    judge.tasks = (squares.tasks[0], broken)
+    verdict = judge.at({}, GROUP, {"quadrant": 1.0, "brightness": 1.0}).judge(
+        [0, 1], {"quadrant": 9.0, "brightness": 9.0}
+    )
+    assert not verdict.accepted
+    assert verdict.chunks == 1
+
+
+def test_the_cache_follows_the_choice_it_is_asked_for_and_keeps_to_its_limit(squares: Workload) -> None:
+    judge = oracle(squares, None, samples=32)
+    whole, some = {}, {GROUP: np.arange(5, 16), "stem.0": np.arange(8)}
+    bare = Prefix(judge.groups, [inputs for inputs, _ in judge.batches], judge.state, lambda *_: None, 0)
+    for keep in (whole, some, whole):
+        for cached, computed in zip(judge.prefix.outputs(1, keep), bare.outputs(1, keep), strict=True):
+            for one, other in zip(cached, computed, strict=True):
+                torch.testing.assert_close(one, other)
+    assert list(judge.prefix.filled) == [1]
+    assert not bare.filled
