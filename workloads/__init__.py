@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BUILT_IN = {
     "scenes": "secateur.workloads.scenes",
+    "scenes-vit": "secateur.workloads.scenes_vit",
     "digits": "secateur.workloads.digits",
     "multifashion": "secateur.workloads.multifashion",
 }
@@ -24,6 +25,11 @@ _BUILT_IN = {
 def names() -> list[str]:
     """Names of the built-in workloads."""
     return list(_BUILT_IN)
+
+
+def built_in(name: str) -> Any:
+    """The module of a built-in workload."""
+    return importlib.import_module(_BUILT_IN[name])
 
 
 def workload(reference: str) -> Workload:
@@ -35,7 +41,7 @@ def workload(reference: str) -> Workload:
         WorkloadError: nothing of that name, or a function that fails or returns something else.
     """
     if reference in _BUILT_IN:
-        return _call(importlib.import_module(_BUILT_IN[reference]).workload, reference)
+        return _call(built_in(reference).workload, reference)
     if ":" not in reference:
         raise WorkloadError(f'no workload "{reference}"', _suggestion(reference))
     module, _, attribute = reference.partition(":")

@@ -6,7 +6,6 @@ python -m secateur.workloads.train scenes [--epochs N] [--seed S]
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.predict import evaluate
 from secateur.core.progress import say
 from secateur.core.seeds import seed_everything
-from secateur.workloads import checkpoint, names
+from secateur.workloads import built_in, checkpoint, names
 from secateur.workloads.training import Recipe, train
 
 SMALL = 64
@@ -30,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     for name in options.workload:
-        recipe: Recipe = importlib.import_module(f"secateur.workloads.{name}").recipe()
+        recipe: Recipe = built_in(name).recipe()
         try:
             metrics = run(recipe, options)["metrics"]
         except SecateurError as error:
