@@ -26,7 +26,7 @@ def images(seeds: range, threads: int = 2) -> dict[str, Array]:
 
     Returns:
         image uint8 [N, 3, 64, 64], segmentation uint8 [N, 64, 64], depth float32 [N, 1, 64, 64] in metres, normals
-        float32 [N, 3, 64, 64], edges uint8 [N, 1, 64, 64].
+        float32 [N, 3, 64, 64], edges uint8 [N, 1, 64, 64], surface uint8 [N, 64, 64]: which of the scene's surfaces.
     """
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     with ThreadPoolExecutor(threads) as pool:
@@ -55,6 +55,7 @@ def _cast(scenes: Scenes, seeds: range) -> dict[str, Array]:
         "depth": depth.reshape(shape),
         "normals": np.stack(_to_camera(scenes.pitch, normal), axis=1).reshape(len(seeds), 3, SIZE, SIZE),
         "edges": _edges((surface * FACES + face).reshape(shape)),
+        "surface": surface.astype(np.uint8).reshape(len(seeds), SIZE, SIZE),
     }
 
 

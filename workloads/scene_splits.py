@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
-import platformdirs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.core.errors import OutputError
-from secateur.core.files import writing
 from secateur.core.progress import say
+from secateur.workloads.cache import cached
 from secateur.workloads.scene_images import images
 
 VERSION = "2"
@@ -27,40 +20,14 @@ SPLITS = {
 
 
 def split(name: str) -> dict[str, Tensor]:
-    """The tensors of `images(SPLITS[name])`, normals in float16, from the cache or rendered now (seconds).
+    """The labels of `images(SPLITS[name])`, normals in float16, from the cache or rendered now (seconds)."""
+    return cached(f"scenes-{name}", VERSION, lambda: _render(name))
 
-    A cache that cannot be written costs only time.
-    """
-    path = Path(platformdirs.user_cache_dir("secateur")) / f"scenes-{name}.safetensors"
-    cached = _read(path)
-    if cached is not None:
-        return cached
+
+def _render(name: str) -> dict[str, Tensor]:
     say(f"rendering the {name} split of scenes ({len(SPLITS[name])} pictures)")
-    tensors = {key: torch.from_numpy(value).contiguous() for key, value in images(SPLITS[name]).items()}
+    rendered = images(SPLITS[name])
+    del rendered["surface"]
+    tensors = {key: torch.from_numpy(value).contiguous() for key, value in rendered.items()}
     tensors["normals"] = tensors["normals"].half()
-    try:
-        with writing(path) as temporary:
-            save_file(tensors, temporary, {"version": VERSION, "sha256": _digest(tensors)})
-    except (OutputError, SafetensorError) as error:
-        say(f"not kept for the next run: {error}")
     return tensors
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """What is cached, unless it is missing, damaged or of another version."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
-    sound = metadata.get("version") == VERSION and metadata.get("sha256") == _digest(tensors)
-    return tensors if sound else None
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
