@@ -8,10 +8,11 @@ boxes without classes, and COCO's mAP of the whole detection.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.core.predict import evaluate
 from secateur.core.task import Task, Workload
-from secateur.workloads.average_precision import MeanAveragePrecision
+from secateur.workloads.average_precision import COCO_IOUS, MeanAveragePrecision
 from secateur.workloads.checkpoint import load
 from secateur.workloads.detection_losses import AssignedIoU, box_loss, class_loss, objectness_loss
 from secateur.workloads.detection_pictures import Renderer
@@ -66,7 +67,18 @@ def tasks() -> tuple[Task, ...]:
 
 def recipe() -> Recipe:
     """How the shipped weights were trained."""
-    return Recipe("scenes-detect", network, tasks(), loader, epochs=40, rate=2e-3)
+    return Recipe("scenes-detect", network, tasks(), loader, epochs=40, rate=2e-3, figures=figures)
+
+
+def figures(model: nn.Module) -> dict[str, float]:
+    """The detector's usual figures on the test split: mAP at IoU 0.5, and the mean over IoU 0.5 to 0.95."""
+    judged = {"mAP50": (0.5,), "mAP50-95": COCO_IOUS}
+    return {
+        name: evaluate(model, loader("test"), [Task("class", class_loss(GRID), MeanAveragePrecision(at), "higher")])[
+            "class"
+        ]
+        for name, at in judged.items()
+    }
 
 
 def loader(name: str) -> Loader:

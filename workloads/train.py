@@ -51,6 +51,7 @@ def run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
         "workload": recipe.name,
         "metrics": evaluate(model, test, recipe.tasks, "test"),
         "small": {"samples": SMALL, "metrics": evaluate(model, test.first(SMALL), recipe.tasks)},
+        "figures": recipe.figures(model) if recipe.figures else {},
         "better": {task.name: task.better for task in recipe.tasks},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "command": f"python -m secateur.workloads.train {recipe.name} --epochs {epochs} --seed {options.seed}"

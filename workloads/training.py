@@ -32,6 +32,8 @@ class Recipe:
     weight_decay: float = 0.02
     average: float = 0.995
     extra: Extra | None = None
+    figures: Callable[[nn.Module], dict[str, float]] | None = None
+    """Further figures of the trained network, recorded next to its metrics."""
 
 
 def train(recipe: Recipe, epochs: int, bfloat16: bool = False) -> nn.Module:
