@@ -44,6 +44,12 @@ def _tie_dimension(op: Op, dim: int, size: int) -> Channels | None:
     return labels[0] if labels else None
 
 
+@rule("_assert_tensor_metadata")
+def assertion(op: Op) -> Labels:
+    """What tracing leaves of `x.float()`: a check without a result, which no channel depends on."""
+    return {}
+
+
 @rule("prelu")
 def prelu(op: Op) -> Labels:
     """The slope [C] belongs to dimension 1."""
