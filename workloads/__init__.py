@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 _BUILT_IN = {
     "scenes": "secateur.workloads.scenes",
-    "scenes-vit": "secateur.workloads.scenes_vit",
-    "scenes-detect": "secateur.workloads.scenes_detect",
     "digits": "secateur.workloads.digits",
     "multifashion": "secateur.workloads.multifashion",
 }

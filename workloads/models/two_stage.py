@@ -107,8 +107,9 @@ def roi_align(features: Tensor, boxes: Tensor, size: int, samples: int = 2) -> T
     steps = (torch.arange(size * samples, device=boxes.device) + 0.5) / (size * samples)
     along = edges[:, :2, None] + steps * (edges[:, 2:] - edges[:, :2])[..., None]  # [N·R, 2, size·samples]
     x, y = along[:, 0], along[:, 1]
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
-    grid = 2 * grid.view(count, regions * len(steps), len(steps), 2) - 1
+    side = size * samples
+    grid = torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
+    grid = 2 * grid.view(count, regions * side, side, 2) - 1
     sampled = F.grid_sample(features, grid, padding_mode="border", align_corners=False)  # [N, C, R·L, L]
-    sampled = sampled.unflatten(2, (regions, len(steps))).transpose(1, 2).flatten(0, 1)
+    sampled = sampled.view(count, -1, regions, side, side).transpose(1, 2).flatten(0, 1)
     return F.avg_pool2d(sampled, samples)
