@@ -91,6 +91,12 @@ class TargetUnavailableError(SecateurError):
     exit_code = 4
 
 
+class DeviceLostError(TargetUnavailableError):
+    """A device that was reached before gives no answer any more, or gave half of one."""
+
+    kind = "device_lost"
+
+
 class MissingExtraError(SecateurError):
     """An optional dependency is not installed."""
 
