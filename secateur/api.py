@@ -8,6 +8,7 @@ from __future__ import annotations
 from secateur.verbs.benchmark import Benchmark, benchmark
 from secateur.verbs.compress import compress_to_bundle
 from secateur.verbs.export import Artefact, export
+from secateur.verbs.farm import FarmReport, farm
 from secateur.verbs.inspect import Inspection, inspect
 from secateur.verbs.load import Loaded, load
 from secateur.verbs.prune import prune
@@ -18,6 +19,7 @@ from secateur.verbs.verify import Verification, verify
 __all__ = [
     "Artefact",
     "Benchmark",
+    "FarmReport",
     "Inspection",
     "Loaded",
     "Selection",
@@ -25,6 +27,7 @@ __all__ = [
     "benchmark",
     "compress_to_bundle",
     "export",
+    "farm",
     "inspect",
     "load",
     "prune",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from secateur.core.errors import DeviceLostError, SecateurError
+from secateur.core.errors import SecateurError, TargetUnavailableError
 from secateur.targets.farm.journal import Journal
 from secateur.targets.farm.lease import Leases
 
@@ -44,8 +44,8 @@ class Job:
 
 
 Measure = Callable[[Any, Job], Outcome]
-"""`measure(device, job)` gives plain data. Raises DeviceLostError when the device is gone, another SecateurError when
-the job itself cannot be done."""
+"""`measure(device, job)` gives plain data. Raises TargetUnavailableError (DeviceLostError, mostly) when the device is
+gone, another SecateurError when the job itself cannot be done."""
 
 
 def run_all(
@@ -169,7 +169,7 @@ def _work(
             try:
                 with leases.hold(device.name, getpass.getuser(), priority):
                     outcome = {**measure(device, job), "device": device.name}
-            except DeviceLostError as error:
+            except TargetUnavailableError as error:  # lost, or never reached
                 losses += 1
                 queue.give_back(job, device.name, error.message)
                 continue
