@@ -221,7 +221,7 @@ def _task_cost(task: str, needed: Mapping[str, Counter[Any]]) -> TaskCost:
 
 def _dependencies(sample: PerSample, task: str) -> Counter[Any]:
     """FLOPs of the calls that a task's prediction is computed from."""
-    nodes = ancestors(_outputs_of(sample.graph, task))
+    nodes = ancestors(outputs_of(sample.graph, task))
     return Counter({node: sample.flops(node) for node in sample.graph.compute if node in nodes})
 
 
@@ -234,7 +234,7 @@ def _calls(sample: PerSample) -> Counter[Any]:
     return flops
 
 
-def _outputs_of(graph: Graph, task: str) -> list[Node]:
+def outputs_of(graph: Graph, task: str) -> list[Node]:
     """The outputs below the key `task`, that nearest to the top where there are several (as `predict` picks them)."""
     depths = {
         output: f".{name}.".partition(f".{task}.")[0].count(".")

@@ -1,0 +1,347 @@
+"""Choosing a configuration: from limits and a preference over tasks to widths, exactly, in well under a millisecond.
+
+    Chooser(table).pick(Wish(limits={"flops": 80e6}, prefer={"depth": 2}))
+
+Each task's metric is scaled to q in 0..1 over the table. With weights r (summing to 1), the default objective is the
+augmented Chebyshev scalarisation  min max_t r_t·(1 - q_t) + 0.01·Σ_t r_t·(1 - q_t)  (Steuer and Choo, 1983), which
+reaches points that no weighted sum does. `paper` adds the rule of Efficient Controllable Multi-Task Architectures
+(ICCV 2023): a task that is preferred gets at least as large a share of its decoder as one that is not. Of equals, the
+cheapest in FLOPs wins. All combinations are looked at while they are few; beyond that, a search over thresholds finds
+the minimax exactly, as each decoder then can be chosen by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from secateur.core.elastic.table import ADDITIVE, Figures, Floats, Table
+from secateur.core.errors import BudgetError
+
+Objective = Literal["chebyshev", "paper", "sum"]
+OBJECTIVES: tuple[str, ...] = ("chebyshev", "paper", "sum")
+EXHAUSTIVE = 2**20
+"""Combinations up to which all are looked at."""
+AUGMENTATION = 0.01
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Args:
+        limits: kind (`flops`, `params`, `size`, `memory`, `latency`) → at most so much, in base units.
+        prefer: weights of tasks; 1 for those that are not named.
+        floors: task → relative loss of its metric, against the original, that is allowed at most.
+        objective: `chebyshev`, `paper` (the same under the paper's rule) or `sum`.
+    """
+
+    limits: Mapping[str, float] = field(default_factory=dict)
+    prefer: Mapping[str, float] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
+    objective: Objective = "chebyshev"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration, and what the table says of it. `met`: all limits and floors hold; if not, it is the smallest
+    one (or, where only a floor fails, the one that comes nearest to it)."""
+
+    row: int
+    decoders: Mapping[str, int]
+    configuration: tuple[int, ...]
+    met: bool
+    costs: Mapping[str, float]
+    metrics: Mapping[str, float]
+    utility: float
+
+
+class Chooser:
+    """Choices among a table's configurations; immutable, so that threads may share it.
+
+    Args:
+        target: whose latency counts.
+        tasks: those that run, all by default; the decoders of others cost nothing.
+        rows: of the table to choose among, all by default.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        target: str = "cpu",
+        tasks: tuple[str, ...] | None = None,
+        rows: tuple[int, ...] | None = None,
+    ) -> None:
+        self.table, self.target = table, target
+        self.tasks = _known(table, tasks if tasks is not None else table.tasks)
+        if not self.tasks:
+            raise BudgetError("no task is to run", f"the tasks are: {', '.join(table.tasks)}")
+        self._rows = np.arange(len(table.rows)) if rows is None else np.array(rows, dtype=np.int64)
+        self._shape = (len(self._rows), *(len(table.decoders[task]) for task in self.tasks))
+        self._small = math.prod(self._shape) <= EXHAUSTIVE
+        self._scaled = {task: self._scale(task) for task in self.tasks}
+        self._parts = {kind: self._part(figures) for kind, figures in self._figures().items()}
+        self._totals = {kind: self._total(kind) for kind in self._kinds()} if self._small else {}
+        self._regret = {task: self._spread(task, 1 - q).ravel() for task, q in self._scaled.items() if self._small}
+
+    def pick(self, wish: Wish) -> Choice:
+        """The best configuration for a wish.
+
+        Raises:
+            BudgetError: an unknown task, a weight that is none, a target without latencies, an unknown objective.
+        """
+        weights = self._weights(wish.prefer)
+        self._refuse(wish)
+        if self._small:
+            return self._exhaustive(wish, weights)
+        return self._by_threshold(wish, weights)
+
+    def choice(self, row: int, decoders: Mapping[str, int], *, met: bool = True, utility: float = math.nan) -> Choice:
+        """What the table says of one configuration."""
+        table = self.table
+        costs = {kind: table.costs[kind].of(row, decoders) for kind in ADDITIVE}
+        peak = [table.costs["activations"].shared[row]]
+        peak += [table.costs["activations"].decoders[task][row, index] for task, index in decoders.items()]
+        costs["memory"] = costs["size"] + table.memory_margin * float(max(peak))
+        if self.target in table.latency:
+            costs["latency"] = table.latency[self.target].figures.of(row, decoders)
+        metrics = {task: float(table.metrics[task][row, index]) for task, index in decoders.items()}
+        return Choice(row, dict(decoders), table.configuration(row, decoders), met, costs, metrics, utility)
+
+    def _weights(self, prefer: Mapping[str, float]) -> Floats:
+        _known(self.table, tuple(prefer))
+        for task, weight in prefer.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise BudgetError(f'the weight of "{task}" is {weight}', "give a number of at least 0")
+        weights = np.array([float(prefer.get(task, 1.0)) for task in self.tasks])
+        if not weights.any():
+            raise BudgetError("every task has the weight 0", "give one task a weight above 0")
+        scaled: Floats = weights / weights.sum()
+        return scaled
+
+    def _refuse(self, wish: Wish) -> None:
+        _known(self.table, tuple(wish.floors))
+        if wish.objective not in OBJECTIVES:
+            raise BudgetError(f'unknown objective "{wish.objective}"', f"choose one of: {', '.join(OBJECTIVES)}")
+        if "latency" in wish.limits and self.target not in self.table.latency:
+            known = ", ".join(self.table.latency) or "none"
+            raise BudgetError(
+                f'the bundle has no latencies of "{self.target}"',
+                f"it has those of: {known}; compress with --target {self.target}, or limit flops",
+            )
+        for kind in wish.limits:
+            if kind not in (*ADDITIVE, "memory", "latency"):
+                raise BudgetError(f"an elastic model has no figures of {kind}", "limit flops, latency or memory")
+
+    # --- all combinations -------------------------------------------------------------------------------------------
+
+    def _exhaustive(self, wish: Wish, weights: Floats) -> Choice:
+        objective = self._objective(wish.objective, weights)
+        allowed = np.ones(objective.size, dtype=bool)
+        for kind, limit in wish.limits.items():
+            allowed &= self._totals[kind] <= limit * (1 + 1e-9)
+        if not allowed.any():
+            return self._smallest(wish)
+        if wish.objective == "paper":
+            ruled = allowed & self._ruled(weights)
+            allowed = ruled if ruled.any() else allowed
+        excess = self._floor_excess(wish.floors)
+        met = excess is None or bool((excess[allowed] <= 1e-9).any())
+        if excess is not None:
+            nearest = max(0.0, float(excess[allowed].min()))
+            allowed &= excess <= nearest + 1e-9
+        return self._found(_first_best(objective, self._totals["flops"], allowed), met, objective)
+
+    def _objective(self, name: str, weights: Floats) -> Floats:
+        terms = [weight * self._regret[task] for task, weight in zip(self.tasks, weights, strict=True)]
+        total = terms[0].copy()
+        for term in terms[1:]:
+            total += term
+        if name == "sum":
+            return total
+        worst = terms[0].copy()
+        for term in terms[1:]:
+            np.maximum(worst, term, out=worst)
+        worst += AUGMENTATION * total
+        return worst
+
+    def _found(self, flat: int, met: bool, objective: Floats | None = None) -> Choice:
+        row, *chosen = np.unravel_index(flat, self._shape)
+        decoders = {task: int(index) for task, index in zip(self.tasks, chosen, strict=True)}
+        utility = math.nan if objective is None else -float(objective[flat])
+        return self.choice(int(self._rows[row]), decoders, met=met, utility=utility)
+
+    def _smallest(self, wish: Wish) -> Choice:
+        """The configuration that comes nearest to limits that none keeps."""
+        ratios = np.stack([self._totals[kind] / limit for kind, limit in wish.limits.items()])
+        return self._found(_first_best(ratios.max(0), self._totals["flops"], None), met=False)
+
+    def _ruled(self, weights: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        """Combinations in which no task has a smaller share of its decoder than a task of less weight has of its own."""
+        flops = self.table.costs["flops"].decoders
+        shares = []
+        for task in self.tasks:
+            own = flops[task][self._rows]
+            shares.append(self._spread(task, own / np.maximum(own.max(1, keepdims=True), 1)))
+        allowed = np.ones(self._shape, dtype=bool)
+        for i, more in enumerate(weights):
+            for j, less in enumerate(weights):
+                if more > less and flops[self.tasks[i]].shape[1] > 1 and flops[self.tasks[j]].shape[1] > 1:
+                    allowed &= shares[i] >= shares[j] - 1e-9
+        return allowed.ravel()
+
+    def _floor_excess(self, floors: Mapping[str, float]) -> Floats | None:
+        """By how much each combination falls below the floors; None when there are none."""
+        excess = [self._spread(task, self._loss(task) - floors[task]).ravel() for task in self.tasks if task in floors]
+        return np.max(excess, axis=0) if excess else None  # type: ignore[no-any-return]
+
+    def _loss(self, task: str) -> Floats:
+        """Relative loss of a task's metric against the original [rows, D]."""
+        before, after = self.table.original.metrics[task], self.table.fitted[task][self._rows]
+        change = before - after if self.table.better[task] == "higher" else after - before
+        loss: Floats = change / max(abs(before), 1e-12)
+        return loss
+
+    # --- figures of combinations ------------------------------------------------------------------------------------
+
+    def _figures(self) -> dict[str, Figures]:
+        found = dict(self.table.costs)
+        if self.target in self.table.latency:
+            found["latency"] = self.table.latency[self.target].figures
+        return found
+
+    def _kinds(self) -> list[str]:
+        return [*ADDITIVE, "memory", *(["latency"] if self.target in self.table.latency else [])]
+
+    def _part(self, figures: Figures) -> Figures:
+        return Figures(figures.shared[self._rows], {t: figures.decoders[t][self._rows] for t in self.tasks})
+
+    def _total(self, kind: str) -> Floats:
+        """The figure of every combination, flat."""
+        if kind == "memory":
+            peak = self._combined("activations", np.maximum)
+            total: Floats = self._total("size") + self.table.memory_margin * peak
+            return total
+        return self._combined(kind, np.add)
+
+    def _combined(self, kind: str, combine: np.ufunc) -> Floats:
+        part = self._parts[kind]
+        total = np.broadcast_to(part.shared.reshape(-1, *(1 for _ in self.tasks)), self._shape)
+        for task in self.tasks:
+            total = combine(total, self._spread(task, part.decoders[task]))
+        return np.ascontiguousarray(total).ravel()
+
+    def _spread(self, task: str, values: Floats) -> Floats:
+        """[rows, D_t] along the axes of all combinations."""
+        axis = 1 + self.tasks.index(task)
+        shape = [len(values), *(1 for _ in self.tasks)]
+        shape[axis] = values.shape[1]
+        return np.broadcast_to(values.reshape(shape), self._shape)
+
+    def _scale(self, task: str) -> Floats:
+        """The task's metric as 0 (worst of the whole table) to 1 (best)."""
+        values = self.table.fitted[task]
+        low, high = float(values.min()), float(values.max())
+        scaled = (values[self._rows] - low) / (high - low) if high > low else np.ones((self._shape[0], values.shape[1]))
+        return scaled if self.table.better[task] == "higher" else 1 - scaled
+
+    # --- too many combinations to look at ---------------------------------------------------------------------------
+
+    def _by_threshold(self, wish: Wish, weights: Floats) -> Choice:
+        """The smallest threshold θ on every r_t·(1 - q_t) that some row can keep within the limits, by bisection; each
+        decoder takes its cheapest width that keeps θ. What is left of the budget goes to the decoders, best first."""
+        if wish.objective != "chebyshev" or "memory" in wish.limits:
+            raise BudgetError("so many tasks can be weighed by chebyshev within flops or latency only", "ask for that")
+        regrets = {t: w * (1 - self._scaled[t]) for t, w in zip(self.tasks, weights, strict=True)}
+        for task in wish.floors:
+            if task in regrets:
+                regrets[task] = np.where(self._loss(task) <= wish.floors[task] + 1e-9, regrets[task], np.inf)
+        price = self._price(wish.limits)
+        levels = np.unique(np.concatenate([each[np.isfinite(each)].ravel() for each in regrets.values()]))
+        low, high = 0, len(levels) - 1
+        best = self._keeping(levels[high], regrets, price) if len(levels) else None
+        if best is None or best[1] > 1 + 1e-9:
+            cheapest = self._keeping(math.inf, {t: np.zeros_like(r) for t, r in regrets.items()}, price)
+            assert cheapest is not None
+            return self.choice(int(self._rows[cheapest[0]]), cheapest[2], met=False)
+        while low < high:
+            middle = (low + high) // 2
+            found = self._keeping(levels[middle], regrets, price)
+            if found is not None and found[1] <= 1 + 1e-9:
+                best, high = found, middle
+            else:
+                low = middle + 1
+        row, _, chosen = best
+        chosen = self._improved(row, chosen, regrets, price)
+        total = sum(float(regrets[task][row, index]) for task, index in chosen.items())
+        worst = max(float(regrets[task][row, index]) for task, index in chosen.items())
+        return self.choice(int(self._rows[row]), chosen, utility=-(worst + AUGMENTATION * total))
+
+    def _price(self, limits: Mapping[str, float]) -> list[Figures]:
+        """Each limited figure as a share of its limit; FLOPs, almost free, where nothing is limited."""
+        shares = limits or {"flops": math.inf}
+        return [
+            Figures(self._parts[kind].shared / limit, {t: a / limit for t, a in self._parts[kind].decoders.items()})
+            for kind, limit in shares.items()
+        ]
+
+    def _keeping(
+        self, level: float, regrets: Mapping[str, Floats], price: list[Figures]
+    ) -> tuple[int, float, dict[str, int]] | None:
+        """(row, largest share of a limit, decoders) of the cheapest configuration that keeps a level."""
+        totals = [part.shared.copy() for part in price]
+        alive, chosen = np.ones(self._shape[0], dtype=bool), {}
+        for task, regret in regrets.items():
+            cost = np.stack([part.decoders[task] for part in price]).max(0)
+            cost = np.where(regret <= level + 1e-15, cost, np.inf)
+            picked = cost.argmin(1)
+            alive &= np.isfinite(cost[np.arange(len(cost)), picked])
+            chosen[task] = picked
+            for total, part in zip(totals, price, strict=True):
+                total += part.decoders[task][np.arange(len(cost)), picked]
+        if not alive.any():
+            return None
+        worst = np.where(alive, np.max(totals, axis=0), np.inf)
+        row = int(worst.argmin())
+        return row, float(worst[row]), {task: int(picked[row]) for task, picked in chosen.items()}
+
+    def _improved(
+        self, row: int, chosen: dict[str, int], regrets: Mapping[str, Floats], price: list[Figures]
+    ) -> dict[str, int]:
+        spent = [part.shared[row] + sum(part.decoders[t][row, i] for t, i in chosen.items()) for part in price]
+        while True:
+            steps = []
+            for task, index in chosen.items():
+                for other, regret in enumerate(regrets[task][row]):
+                    gain = float(regrets[task][row, index] - regret)
+                    new = [
+                        s + part.decoders[task][row, other] - part.decoders[task][row, index]
+                        for s, part in zip(spent, price, strict=True)
+                    ]
+                    if gain > 1e-12 and max(new) <= 1 + 1e-9:
+                        steps.append((gain, task, other, new))
+            if not steps:
+                return chosen
+            _, task, other, spent = max(steps, key=lambda step: step[0])
+            chosen = {**chosen, task: other}
+
+
+def _known(table: Table, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    for task in tasks:
+        if task not in table.better:
+            raise BudgetError(f'no task "{task}"', f"the tasks are: {', '.join(table.better)}")
+    return tasks
+
+
+def _first_best(
+    objective: Floats, cost: Floats, allowed: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None
+) -> int:
+    """The smallest objective among the allowed; of equals, the one of least cost."""
+    values = objective if allowed is None else np.where(allowed, objective, np.inf)
+    equals = np.flatnonzero(values <= values.min() + 1e-12)
+    return int(equals[cost[equals].argmin()])

@@ -1,0 +1,94 @@
+"""Which groups share a width: found from the graph, whatever the names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from traces import traced
+
+from secateur.compress.dataflow import trace
+from secateur.compress.slimmable.space import Space
+from secateur.compress.slimmable.stages import Rule, rounded
+from secateur.core.errors import BudgetError, ModelError
+
+
+def stages(name: str, **rule: object) -> dict[str, tuple[str, ...]]:
+    """Stage → groups."""
+    case = traced(name)
+    found = Space.of(case.groups, case.tasks or ("output",), Rule(**{"round_to": 1, **rule})).stages
+    return {stage.name: tuple(stage.channels) for stage in found}
+
+
+@pytest.mark.parametrize("name", ["two_heads", "dead_branch", "auxiliary_head", "task_argument"])
+def test_an_encoder_stage_for_each_size_and_one_decoder_for_each_task(name: str) -> None:
+    assert stages(name) == {
+        "encoder1": ("encoder.0.0",),
+        "encoder2": ("encoder.1.0",),
+        "segmentation": ("segmentation.0.0",),
+        "depth": ("depth.0.0",),
+    }
+
+
+def test_what_two_tasks_depend_on_is_no_decoder() -> None:
+    """Depth reads the prediction of segmentation, so segmentation's head is part of the encoder."""
+    found = stages("task_guided")
+    assert "segmentation" not in found
+    assert "segmentation.0.0" in found["encoder2"] + found["encoder1"]
+    assert found["depth"] == ("depth.0.0",)
+
+
+def test_a_single_task_has_an_encoder_only() -> None:
+    assert list(stages("resnet18")) == ["encoder1", "encoder2", "encoder3", "encoder4", "encoder5"]
+
+
+def test_groups_can_be_held_at_full_width() -> None:
+    assert "encoder1" in stages("two_heads", fixed=("encoder.1.*",))
+    assert stages("two_heads", fixed=("encoder.*",)).keys() == {"segmentation", "depth"}
+    with pytest.raises(BudgetError, match="no channel group matches"):
+        stages("two_heads", fixed=("encodr.*",))
+    with pytest.raises(ModelError, match="no channel of the model"):
+        stages("two_heads", fixed=("*",))
+
+
+class Neck(nn.Module):
+    """A 1×1 convolution between encoder and heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.neck = nn.Conv2d(16, 8, 1)
+        self.one, self.two = nn.Conv2d(8, 2, 3), nn.Conv2d(8, 1, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.neck(self.encoder(x)).relu()
+        return {"one": self.one(x), "two": self.two(x)}
+
+
+def test_a_neck_keeps_its_width_unless_told_otherwise() -> None:
+    groups = trace(Neck().eval(), torch.randn(2, 3, 8, 8))
+    assert [tuple(s.channels) for s in Space.of(groups, ("one", "two")).stages] == [("encoder.0",)]
+    loose = Space.of(groups, ("one", "two"), Rule(neck=False)).stages
+    assert [tuple(s.channels) for s in loose] == [("encoder.0", "neck")]
+
+
+def test_channel_counts_are_multiples_of_the_steps_of_a_device() -> None:
+    assert [rounded(w, 64, 8) for w in (0.25, 0.5, 0.75, 1.0)] == [16, 32, 48, 64]
+    assert [rounded(w, 24, 8) for w in (0.25, 0.5, 0.75, 1.0)] == [8, 12, 20, 24]  # steps of 4 leave it six sizes
+    assert rounded(1.0, 21, 8) == 21
+    assert [rounded(0.01, 64, 8), rounded(0.01, 3, 8)] == [8, 1]
+
+
+@pytest.mark.filterwarnings("ignore:some widths of")
+def test_widths_that_round_to_the_same_channels_count_as_one() -> None:
+    case = traced("two_heads")
+    with pytest.warns(UserWarning, match="some widths of encoder1 round to the same channels"):
+        space = Space.of(case.groups, case.tasks, Rule((0.25, 0.26, 0.5), round_to=1))
+    assert space.stages[0].widths == (0.26, 0.5, 1.0)
+    assert space.stages[0].channels == {"encoder.0.0": (2, 4, 8)}
+
+
+@pytest.mark.parametrize("widths", [(0.0, 0.5), (-1.0,), (1.5,), (1.0,), ()])
+def test_nonsense_widths_are_refused(widths: tuple[float, ...]) -> None:
+    with pytest.raises(BudgetError):
+        Rule(widths)
