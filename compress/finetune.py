@@ -79,22 +79,22 @@ class _Run:
         self.model, self.workload, self.recipe = model, workload, recipe
         self.teacher = copy.deepcopy(workload.model).eval().requires_grad_(False)
         self.tasks: tuple[Task, ...] = workload.tasks
-        self.batches = _length(workload)
+        self.batches = batches_of(workload)
         self.device = next(model.parameters()).device.type
         self.bfloat16 = fast_bfloat16(self.device)
         self.layout = fast_layout(model, workload.example_input, self.tasks)
         for network in (self.model, self.teacher):
             lay_out(network, self.layout)
-        decay, no_decay = _parameter_groups(model)
+        decay, no_decay = parameter_groups(model)
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
             lr=recipe.lr,
         )
         steps = recipe.epochs * self.batches
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _warmup_cosine(step / max(steps, 1), recipe.warmup)
+            self.optimizer, lambda step: warmup_cosine(step / max(steps, 1), recipe.warmup)
         )
-        self.ema = AveragedModel(model, avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
+        self.ema = AveragedModel(model, avg_fn=moving_average(recipe.ema_decay), use_buffers=True)
 
     def epoch(self, number: int, progress: Any) -> dict[str, Any]:
         self.model.train()
@@ -142,7 +142,7 @@ class _Run:
         inputs = in_layout(inputs, self.layout)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
             found = predict(model, inputs, self.tasks)
-        return {name: pytree.tree_map_only(Tensor, _float32, value) for name, value in found.items()}
+        return {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
 
     def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -180,7 +180,7 @@ def distillation(student: Any, teacher: Any) -> Tensor:
     return torch.stack(terms).mean() if terms else torch.zeros(())
 
 
-def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """An exponential moving average that forgets its start: a decay of at most (1 + n) / (10 + n) after n steps keeps
     short runs from averaging over the damaged weights they began with."""
 
@@ -193,23 +193,23 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
     return average
 
 
-def _float32(value: Tensor) -> Tensor:
+def float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype == torch.bfloat16 else value
 
 
-def _warmup_cosine(progress: float, warmup: float) -> float:
+def warmup_cosine(progress: float, warmup: float) -> float:
     if progress < warmup:
         return (progress + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
-def _parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Weights decay; biases and normalisation parameters do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
 
 
-def _length(workload: Workload) -> int:
+def batches_of(workload: Workload) -> int:
     try:
         return len(workload.train)  # type: ignore[arg-type]
     except TypeError:

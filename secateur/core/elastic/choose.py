@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.core.elastic.table import ADDITIVE, Figures, Floats, Table
 from secateur.core.errors import BudgetError
@@ -27,6 +28,7 @@ OBJECTIVES: tuple[str, ...] = ("chebyshev", "paper", "sum")
 EXHAUSTIVE = 2**20
 """Combinations up to which all are looked at."""
 AUGMENTATION = 0.01
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ class Chooser:
         ratios = np.stack([self._totals[kind] / limit for kind, limit in wish.limits.items()])
         return self._found(_first_best(ratios.max(0), self._totals["flops"], None), met=False)
 
-    def _ruled(self, weights: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-        """Combinations in which no task has a smaller share of its decoder than a task of less weight has of its own."""
+    def _ruled(self, weights: Floats) -> Mask:
+        """Combinations in which no task has a smaller share of its decoder than a task of less weight."""
         flops = self.table.costs["flops"].decoders
         shares = []
         for task in self.tasks:
@@ -338,9 +340,7 @@ def _known(table: Table, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tasks
 
 
-def _first_best(
-    objective: Floats, cost: Floats, allowed: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None
-) -> int:
+def _first_best(objective: Floats, cost: Floats, allowed: Mask | None) -> int:
     """The smallest objective among the allowed; of equals, the one of least cost."""
     values = objective if allowed is None else np.where(allowed, objective, np.inf)
     equals = np.flatnonzero(values <= values.min() + 1e-12)

@@ -1,0 +1,289 @@
+"""Training an elastic model: every step teaches the largest, the smallest and some random configurations at once.
+
+    L_largest = Σ_t w_t·L_t        L_c = Σ_t w_t·r_t·(L_t + a·KD_t) + b·D(features)
+
+KD is the distance to the largest configuration's outputs (in-place distillation, Yu and Huang, 2019), D that of the
+encoder's features (`features`). r is a random preference over tasks with mean 1; the decoders of a random
+configuration are drawn so that a preferred task never gets the smaller width. The tasks' own losses stay in for every
+configuration. Gradients add up over configurations, are clipped, and make one step; a moving average of the weights
+is the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils import _pytree as pytree
+
+from secateur.compress.finetune import (
+    batches_of,
+    distillation,
+    float32,
+    moving_average,
+    parameter_groups,
+    warmup_cosine,
+)
+from secateur.compress.journal import Journal
+from secateur.compress.slimmable.distributed import all_finite, average_gradients, process_group
+from secateur.compress.slimmable.elastic import ElasticModel, Subnet
+from secateur.compress.slimmable.features import Feature, distance, recording
+from secateur.compress.slimmable.settings import Settings
+from secateur.compress.slimmable.space import Configuration, Space
+from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out
+from secateur.core.errors import DataError, ModelError
+from secateur.core.predict import predict, task_losses
+from secateur.core.progress import bar
+from secateur.core.seeds import seed_everything
+from secateur.core.task import Batch, Workload
+
+LABEL = "elastic"
+
+
+def train(
+    elastic: ElasticModel,
+    workload: Workload,
+    settings: Settings,
+    *,
+    features: Sequence[Feature] = (),
+    seed: int,
+    journal: Journal,
+) -> list[dict[str, Any]]:
+    """Train an elastic model in place.
+
+    Every epoch is a checkpoint in the journal; a resumed run goes on from the last one and ends in the same weights.
+    Under torchrun the batches of a pass are shared among the processes, and the first one keeps the journal.
+
+    Returns:
+        one entry per epoch: {"epoch", "loss", "tasks": {task: mean loss of the largest}, "smallest": the same of the
+        smallest, "gradients": {"largest", "smallest", "random": mean norm}}.
+
+    Raises:
+        ModelError: a loss that is not finite; the model is left as after the last good step.
+        DataError: fewer batches than a step takes.
+    """
+    if settings.epochs == 0:
+        return []
+    with process_group() as (rank, world):
+        run = _Run(elastic, workload, settings, features, rank, world)
+        history: list[dict[str, Any]] = []
+        saved = journal.load_tensors(f"{LABEL}/checkpoint")
+        if saved is not None:
+            history = run.restore(saved)
+        with bar("training", settings.epochs * run.steps) as progress:
+            progress.advance(len(history) * run.steps)
+            for epoch in range(len(history), settings.epochs):
+                seed_everything(seed, epoch)
+                history.append(run.epoch(epoch, np.random.default_rng([seed, epoch]), progress))
+                progress.note(f"loss {history[-1]['loss']:.4g}")
+                if rank == 0:
+                    journal.save_tensors(f"{LABEL}/checkpoint", run.checkpoint(history))
+        run.finish()
+    return history
+
+
+class _Run:
+    def __init__(
+        self,
+        elastic: ElasticModel,
+        workload: Workload,
+        settings: Settings,
+        features: Sequence[Feature],
+        rank: int,
+        world: int,
+    ) -> None:
+        self.elastic, self.workload, self.settings, self.rank, self.world = elastic, workload, settings, rank, world
+        self.space, self.tasks = elastic.space, workload.tasks
+        self.features = tuple(features) if settings.feature_distillation else ()
+        self.device = next(elastic.parameters()).device.type
+        self.bfloat16 = fast_bfloat16(self.device)
+        self.layout = fast_layout(elastic.model, workload.example_input, self.tasks)
+        lay_out(elastic.model, self.layout)
+        self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})
+        self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
+        decay, no_decay = parameter_groups(self.weights)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": settings.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
+            lr=settings.lr,
+        )
+        self.steps = batches_of(workload) // (settings.accumulate * world)
+        if self.steps == 0:
+            raise DataError(
+                f"the train loader has fewer batches than one step takes ({settings.accumulate * world})",
+                "use fewer processes, or smaller batches",
+            )
+        total = settings.epochs * self.steps
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_cosine(step / max(total, 1), settings.warmup)
+        )
+        self.ema = AveragedModel(self.weights, avg_fn=moving_average(settings.ema_decay), use_buffers=True)
+
+    def epoch(self, number: int, draw: np.random.Generator, progress: Any) -> dict[str, Any]:
+        sums: dict[str, dict[str, float]] = {}
+        for batches in self._steps():
+            found = self.step(batches, draw)
+            if not all_finite(all(map(math.isfinite, found["losses"].values())), self.world):
+                self._back_to_average()
+                raise ModelError(
+                    f"the loss became {found['losses']['loss']} in epoch {number} of training",
+                    "lower the learning rate; the weights of the last good step were kept",
+                )
+            self._apply()
+            for kind, values in found.items():
+                for name, value in values.items():
+                    sums.setdefault(kind, {}).setdefault(name, 0.0)
+                    sums[kind][name] += value / self.steps
+            progress.advance()
+        losses = sums.pop("losses", {"loss": math.nan})
+        return {"epoch": number, "loss": losses["loss"], **sums}
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The batches of each step that are this process's; what fills no step is left out."""
+        batches = iter(self.workload.train)
+        for _ in range(self.steps):
+            yield list(islice(batches, self.settings.accumulate * self.world))[self.rank :: self.world]
+
+    def step(self, batches: list[Batch], draw: np.random.Generator) -> dict[str, dict[str, float]]:
+        """Gradients of one step, summed over configurations and averaged over batches and processes."""
+        self.optimizer.zero_grad()
+        configurations = [self.space.smallest]
+        preferences = [np.ones(len(self.tasks))]
+        for _ in range(self.settings.random):
+            preference = _preference(draw, len(self.tasks), self.settings.concentration)
+            preferences.append(preference)
+            configurations.append(_drawn(self.space, draw, preference))
+        found: dict[str, dict[str, float]] = {"losses": {"loss": 0.0}, "tasks": {}, "smallest": {}, "gradients": {}}
+        share, before = 1 / len(batches), 0.0
+        for inputs, targets in batches:
+            inputs = in_layout(inputs, self.layout)
+            teacher, full = self._teach(inputs, targets, share, found)
+            before = self._note_gradient("largest", before, found)
+            for number, (configuration, preference) in enumerate(zip(configurations, preferences, strict=True)):
+                role = "smallest" if number == 0 else "random"
+                self._learn(configuration, preference, (inputs, targets), teacher, full, share, found, role)
+                before = self._note_gradient(role, before, found)
+        average_gradients(self.parameters, self.world)
+        return found
+
+    def _teach(
+        self, inputs: Any, targets: Mapping[str, Any], share: float, found: dict[str, dict[str, float]]
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        """The largest configuration's own losses; its outputs and features for the others."""
+        outputs, features = self._run(self.elastic.at(self.space.largest, training=True), inputs)
+        losses = task_losses(outputs, targets, self.tasks)
+        total = torch.stack([task.weight * losses[task.name] for task in self.tasks]).sum()
+        _backward(total, share, found["losses"])
+        for name, loss in losses.items():
+            found["tasks"][name] = found["tasks"].get(name, 0.0) + share * float(loss.detach())
+        return pytree.tree_map_only(Tensor, Tensor.detach, outputs), [each.detach() for each in features]
+
+    def _learn(
+        self,
+        configuration: Configuration,
+        preference: np.ndarray[Any, Any],
+        batch: tuple[Any, Mapping[str, Any]],
+        teacher: Mapping[str, Any],
+        full: list[Tensor],
+        share: float,
+        found: dict[str, dict[str, float]],
+        role: str,
+    ) -> None:
+        """One smaller configuration's losses: the tasks', the distance to the teacher, and that of its features."""
+        settings = self.settings
+        outputs, features = self._run(self.elastic.at(configuration, training=True), batch[0])
+        losses = task_losses(outputs, batch[1], self.tasks)
+        terms = []
+        for task, weight in zip(self.tasks, preference, strict=True):
+            loss = losses[task.name]
+            if settings.output_distillation:
+                loss = loss + settings.output_distillation * distillation(outputs[task.name], teacher[task.name])
+            terms.append(float(weight) * task.weight * loss)
+        total = torch.stack(terms).sum()
+        if self.features:
+            apart = distance(features, full, self.features, self.space, configuration)
+            total = total + settings.feature_distillation * apart
+        _backward(total, share, found["losses"])
+        if role == "smallest":
+            for name, loss in losses.items():
+                found[role][name] = found[role].get(name, 0.0) + share * float(loss.detach())
+
+    def _run(self, subnet: Subnet, inputs: Any) -> tuple[dict[str, Any], list[Tensor]]:
+        """Predictions in float32, computed in bfloat16 where that is fast, and the encoder's features."""
+        paths = list(dict.fromkeys(feature.path for feature in self.features))
+        with (
+            torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16),
+            recording(subnet.skeleton, paths) if paths else nullcontext({}) as seen,
+        ):
+            found = predict(subnet, inputs, self.tasks)  # type: ignore[arg-type]
+        outputs = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
+        return outputs, [seen[feature.path][feature.call] for feature in self.features]
+
+    def _note_gradient(self, role: str, before: float, found: dict[str, dict[str, float]]) -> float:
+        """How much the summed gradient's norm grew with a configuration: small nets that learn nothing show here."""
+        if self.rank or self.device != "cpu":
+            return before
+        norms = [p.grad.norm() for p in self.parameters if p.grad is not None]
+        after = float(torch.stack(norms).norm()) if norms else 0.0
+        found["gradients"][role] = found["gradients"].get(role, 0.0) + abs(after - before)
+        return after
+
+    def _apply(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.ema.update_parameters(self.weights)
+
+    def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "weights": self.weights.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
+            "history": history,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self.weights.load_state_dict(saved["weights"])
+        self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        vars(self.scheduler).update(saved["scheduler"])  # its own load_state_dict wants the lambdas too
+        return list(saved["history"])
+
+    def finish(self) -> None:
+        """The moving average is the result."""
+        self._back_to_average()
+        lay_out(self.elastic.model, torch.contiguous_format).eval()
+
+    def _back_to_average(self) -> None:
+        self.weights.load_state_dict(self.ema.module.state_dict())
+
+
+def _backward(total: Tensor, share: float, sums: dict[str, float]) -> None:
+    value = float(total.detach())
+    sums["loss"] += share * value
+    if math.isfinite(value):
+        torch.autograd.backward(share * total)
+
+
+def _preference(draw: np.random.Generator, tasks: int, concentration: float) -> np.ndarray[Any, Any]:
+    """Weights of tasks with mean 1."""
+    return tasks * draw.dirichlet(np.full(tasks, concentration))
+
+
+def _drawn(space: Space, draw: np.random.Generator, preference: np.ndarray[Any, Any]) -> Configuration:
+    """A random configuration; among decoders of one stage each, the larger widths go to the preferred tasks."""
+    found = list(space.random(draw))
+    single = {task: space.decoder(task)[0] for task in space.tasks if len(space.decoder(task)) == 1}
+    ranked = sorted(single, key=lambda task: preference[space.tasks.index(task)])
+    shares = sorted(found[place] / (len(space.stages[place].widths) - 1) for place in single.values())
+    for task, share in zip(ranked, shares, strict=True):
+        place = single[task]
+        found[place] = round(share * (len(space.stages[place].widths) - 1))
+    return tuple(found)
