@@ -103,8 +103,12 @@ class Compressed:
         with new_bundle(Path(path), force) as (folder, finish):
             points = [_write_point(folder, number, point) for number, point in enumerate(self.points)]
             (folder / "history.json").write_text(canonical_json(self.history), encoding="utf-8")
+            self.write_more(folder)
             finish(self._manifest(points, command))
         return Bundle.open(path)
+
+    def write_more(self, folder: Path) -> None:
+        """Files that a method adds to its bundles."""
 
     def _manifest(self, points: list[Point], command: str) -> Manifest:
         return Manifest(

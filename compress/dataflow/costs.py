@@ -48,12 +48,17 @@ class CostModel:
         self._table = _SizeTable(groups)
         state = {id(tensor): (name, tensor) for name, tensor in groups.model.state_dict(keep_vars=True).items()}
         trainable = dict(groups.model.named_parameters())
+        self._state_names, self._trainable = [name for name, _ in state.values()], frozenset(trainable)
         self._state_bytes = np.array([float(tensor.element_size()) for _, tensor in state.values()])
         self._state = _products([self._table.tensor(name, tensor) for name, tensor in state.values()])
         self._params = _products([self._table.tensor(name, tensor) for name, tensor in trainable.items()])
-        self._macs = _products(
-            [row for sample in self._samples for node in sample.graph.compute for row in self._mac_rows(sample, node)]
-        )
+        macs = [
+            (node, row)
+            for sample in self._samples
+            for node in sample.graph.compute
+            for row in self._mac_rows(sample, node)
+        ]
+        self._mac_nodes, self._macs = [node for node, _ in macs], _products([row for _, row in macs])
         self._outputs = [
             {node: row for row, node in enumerate(n for n in graph.compute if isinstance(n.meta.get("val"), Tensor))}
             for graph in groups.graphs
@@ -68,6 +73,21 @@ class CostModel:
     def flops(self, widths: Floats) -> float:
         """FLOPs per sample."""
         return 2 * float(self._macs.terms(self._at(widths)).sum())
+
+    def call_flops(self, widths: Floats) -> dict[Node, float]:
+        """FLOPs per sample of every call that has any."""
+        found: dict[Node, float] = {}
+        for node, macs in zip(self._mac_nodes, self._macs.terms(self._at(widths)), strict=True):
+            found[node] = found.get(node, 0.0) + 2 * float(macs)
+        return found
+
+    def tensor_sizes(self, widths: Floats) -> dict[str, tuple[float, float, bool]]:
+        """Parameter or buffer → (elements, bytes, whether it is a parameter), shared ones once."""
+        elements = self._state.terms(self._at(widths))
+        return {
+            name: (float(count), float(count * size), name in self._trainable)
+            for name, count, size in zip(self._state_names, elements, self._state_bytes, strict=True)
+        }
 
     def params(self, widths: Floats) -> float:
         return float(self._params.terms(self._at(widths)).sum())

@@ -1,0 +1,108 @@
+"""slim: from a trained model to one that runs at many widths, and a table of what each of them costs and yields.
+
+trace → stages → sort channels → train all widths together → evaluate widths into a table
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.compress.channel_map import ChannelMap
+from secateur.compress.compressed import CompressedPoint
+from secateur.compress.dataflow import trace
+from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.journal import Journal
+from secateur.compress.pagcp.oracle import calibration_batches
+from secateur.compress.pagcp.round import describe_groups, gradients
+from secateur.compress.slimmable.distributed import process_group
+from secateur.compress.slimmable.elastic import ElasticModel
+from secateur.compress.slimmable.features import find_features
+from secateur.compress.slimmable.result import Elastic, collect_statistics, traced_inputs
+from secateur.compress.slimmable.settings import Settings
+from secateur.compress.slimmable.sort import sort_channels
+from secateur.compress.slimmable.space import Space
+from secateur.compress.slimmable.tabulate import Judge, tabulate
+from secateur.compress.slimmable.train import train
+from secateur.core.budget import Budget, Tolerance
+from secateur.core.errors import StoppedError
+from secateur.core.predict import check, evaluate
+from secateur.core.seeds import seed_everything
+from secateur.core.task import Workload, delta_mtl
+from secateur.profiles.count import count
+
+
+def slim(
+    workload: Workload,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    state: Path | None = None,
+    resume: bool = False,
+) -> Elastic:
+    """Make a workload's model elastic. The workload's own model is not changed.
+
+    Args:
+        state: folder in which finished epochs and evaluations are kept; a killed run resumes from it and ends in the
+            same result.
+
+    Raises:
+        BudgetError, ModelError, DataError: wrong input, found before any long work.
+        StoppedError: this is not the first of several processes, and its part, the training, is done.
+    """
+    started, settings = time.monotonic(), settings or Settings()
+    check(workload)
+    seed_everything(seed)
+    model, inputs = copy.deepcopy(workload.model).eval(), traced_inputs(workload)
+    groups = trace(model, inputs, workload.task_names)
+    space = Space.of(groups, workload.task_names, settings.rule)
+    slopes = None
+    if settings.order == "taylor":
+        slopes = gradients(model, calibration_batches(workload.calibration, settings.calibration_samples), workload)
+    names = list(space.channels(space.largest))
+    stayed = sort_channels(model, groups, names, inputs, workload.task_names, settings.order, slopes)
+    elastic = ElasticModel(model, space, private=settings.private_norms)
+    with process_group() as (rank, _):
+        journal = Journal(state, _identity(workload, settings, seed), resume=resume or rank > 0)
+        features = find_features(space, inputs)
+        curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
+    if rank > 0:
+        raise StoppedError("this process has done its part of the training")
+    judge = Judge(elastic, workload, settings, seed, journal)
+    table = tabulate(judge, settings, seed)
+    with torch.no_grad():
+        for name, tensor in judge.statistics(space.largest).items():
+            elastic.model.get_buffer(name).copy_(tensor)
+    before = count(workload.model, workload.example_input, workload.task_names).costs
+    metrics_before = evaluate(workload.model, workload.test, workload.tasks, "evaluating")
+    metrics = evaluate(_full(elastic), workload.test, workload.tasks, "evaluating")
+    point = CompressedPoint(
+        _full(elastic), ChannelMap(), before, metrics, delta_mtl(workload.tasks, metrics_before, metrics)
+    )
+    history: dict[str, Any] = {
+        "groups": describe_groups(groups, CostModel(groups)), "sequences": [], "decisions": [],
+        "fine_tuning": [{"round": 0, **entry} for entry in curves], "unsorted": stayed,
+        "features": [feature.path for feature in features],
+    }  # fmt: skip
+    return Elastic(
+        workload, "slimmable", Budget(), Tolerance(), [point], 0, before, metrics_before, [], history, {},
+        settings.as_json(), seed, time.monotonic() - started, elastic, table, collect_statistics(judge, table),
+    )  # fmt: skip
+
+
+def _full(elastic: ElasticModel) -> Any:
+    return elastic.static(elastic.space.largest)
+
+
+def _identity(workload: Workload, settings: Settings, seed: int) -> dict[str, Any]:
+    """What makes this run another run: everything that its result depends on."""
+    digest = hashlib.sha256()
+    for name, tensor in workload.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"method": "slimmable", "seed": seed, "settings": settings.as_json(), "model": digest.hexdigest()}
