@@ -84,6 +84,18 @@ def to_onnx(
     return path
 
 
+def task_program(model: nn.Module, workload: Workload, args: tuple[Any, ...], opset: int) -> Any:
+    """The torch.onnx.ONNXProgram of a model that returns its tasks' predictions in order, for any batch, before any
+    optimisation: convolutions and norms apart, weights under `model.` and their own names.
+
+    Raises:
+        ExportError: as `to_onnx`.
+    """
+    with _quiet():
+        traced = _trace(TaskOutputs(model, workload.tasks), args, True)
+        return _translate(traced, True, opset, optimize=False)
+
+
 class TaskOutputs(nn.Module):
     """A model that returns its tasks' predictions as a tuple and nothing else."""
 
@@ -149,7 +161,7 @@ def _is_batched(value: Any, size: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
 
 
-def _translate(traced: ExportedProgram, dynamic_batch: bool, opset: int) -> Any:
+def _translate(traced: ExportedProgram, dynamic_batch: bool, opset: int, *, optimize: bool = True) -> Any:
     """The torch.onnx.ONNXProgram of a traced model."""
     from torch.onnx import OnnxExporterError
 
@@ -157,7 +169,7 @@ def _translate(traced: ExportedProgram, dynamic_batch: bool, opset: int) -> Any:
     shapes = (_batch_dims(inputs, "batch"),) if dynamic_batch else None
     try:
         program = torch.onnx.export(
-            traced, dynamo=True, opset_version=opset, dynamic_shapes=shapes, optimize=True, verbose=False
+            traced, dynamo=True, opset_version=opset, dynamic_shapes=shapes, optimize=optimize, verbose=False
         )
     except OnnxExporterError as error:
         raise _untranslatable(error, traced) from error

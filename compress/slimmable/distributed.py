@@ -45,7 +45,8 @@ def average_gradients(parameters: Iterable[Tensor], world: int) -> None:
     flat = torch.cat([p.grad.flatten() for p in found if p.grad is not None])
     dist.all_reduce(flat)
     flat /= world
-    for parameter, part in zip(found, flat.split([p.numel() for p in found]), strict=True):
+    parts = torch.split(flat, [p.numel() for p in found])
+    for parameter, part in zip(found, parts, strict=True):
         assert parameter.grad is not None
         parameter.grad.copy_(part.view_as(parameter))
 

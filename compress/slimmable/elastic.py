@@ -160,7 +160,7 @@ class ElasticModel(nn.Module):
     def _private_tensors(self, configuration: Configuration) -> dict[str, Tensor]:
         if not self.private:
             return {}
-        channels, found = self.space.channels(configuration), {}
+        channels, found = self.space.channels(configuration), dict[str, Tensor]()
         for path, norm in self.model.named_modules():
             if isinstance(norm, _NormBase) and norm.track_running_stats:
                 own = self.private[_key(path, {name: channels[name] for name in self._counts_of(path)})]

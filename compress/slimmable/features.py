@@ -92,7 +92,7 @@ def recording(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, list
 
 def _place_of(value: Any, seen: Mapping[str, list[Tensor]]) -> tuple[str, int] | None:
     """The innermost module call that returned a value."""
-    for path, outputs in reversed(seen.items()):
+    for path, outputs in reversed(list(seen.items())):
         for call, output in enumerate(outputs):
             if isinstance(value, Tensor) and output.shape == value.shape and torch.equal(output, value):
                 return path, call

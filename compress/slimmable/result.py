@@ -114,9 +114,9 @@ def owners_of(space: Space) -> dict[str, str]:
         for alias in aliases.get(name, [name]):
             by_module.setdefault(alias.rpartition(".")[0], set()).update(tasks)
     for name, _ in space.groups.model.named_buffers():
-        tasks = by_module.get(name.rpartition(".")[0], set())
-        if len(tasks) == 1 and len(space.tasks) > 1:
-            single[name] = next(iter(tasks))
+        owners = by_module.get(name.rpartition(".")[0], set())
+        if len(owners) == 1 and len(space.tasks) > 1:
+            single[name] = next(iter(owners))
     return single
 
 

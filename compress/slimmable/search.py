@@ -88,7 +88,8 @@ class Predictor:
             float(np.corrcoef(left_out[:, t], quality[:, t])[0, 1]) if spread[t] else 1.0
             for t in range(quality.shape[1])
         ]
-        return cls(weights, np.sqrt(np.square(residual).mean(0)), np.array(correlation))
+        error: Floats = np.sqrt(np.square(residual).mean(0))
+        return cls(weights, error, np.array(correlation))
 
     def predict(self, widths: Floats) -> Floats:
         """[N, S] → [N, T]."""
@@ -121,7 +122,8 @@ def _proposals(
     tasks = quality.shape[1]
     preferences = np.vstack([np.full(tasks, 1 / tasks), *(np.eye(tasks) * 0.75 + 0.25 / tasks)])
     price: dict[Row, float] = {}
-    budgets = np.geomspace(*sorted((flops((0,) * len(sizes)), flops(tuple(size - 1 for size in sizes)))), 6)[1:]
+    least, most = flops((0,) * len(sizes)), flops(tuple(size - 1 for size in sizes))
+    budgets = np.geomspace(max(least, 1.0), max(most, 1.0), 6)[1:]
     best: list[Row] = []
     for _ in range(GENERATIONS):
         children = {_child(population, sizes, draw) for _ in range(POPULATION)}

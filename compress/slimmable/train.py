@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -219,7 +218,7 @@ class _Run:
         paths = list(dict.fromkeys(feature.path for feature in self.features))
         with (
             torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16),
-            recording(subnet.skeleton, paths) if paths else nullcontext({}) as seen,
+            recording(subnet.skeleton, paths) as seen,
         ):
             found = predict(subnet, inputs, self.tasks)  # type: ignore[arg-type]
         outputs = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}

@@ -161,12 +161,12 @@ class Chooser:
 
     def _objective(self, name: str, weights: Floats) -> Floats:
         terms = [weight * self._regret[task] for task, weight in zip(self.tasks, weights, strict=True)]
-        total = terms[0].copy()
+        total: Floats = terms[0].copy()
         for term in terms[1:]:
             total += term
         if name == "sum":
             return total
-        worst = terms[0].copy()
+        worst: Floats = terms[0].copy()
         for term in terms[1:]:
             np.maximum(worst, term, out=worst)
         worst += AUGMENTATION * total
@@ -200,7 +200,7 @@ class Chooser:
     def _floor_excess(self, floors: Mapping[str, float]) -> Floats | None:
         """By how much each combination falls below the floors; None when there are none."""
         excess = [self._spread(task, self._loss(task) - floors[task]).ravel() for task in self.tasks if task in floors]
-        return np.max(excess, axis=0) if excess else None  # type: ignore[no-any-return]
+        return np.max(excess, axis=0) if excess else None
 
     def _loss(self, task: str) -> Floats:
         """Relative loss of a task's metric against the original [rows, D]."""
