@@ -69,6 +69,11 @@ class Controller:
         )
         return self._chooser(self.table.tasks if tasks is None else tuple(tasks)).pick(wish)
 
+    def choice(self, row: int, decoders: Mapping[str, int]) -> Choice:
+        """What the table says of one configuration: a row of the encoder, and the width index of each decoder that
+        runs."""
+        return self._chooser(self.table.tasks).choice(row, decoders)
+
     def _chooser(self, tasks: tuple[str, ...]) -> Chooser:
         with self._lock:
             if tasks not in self._choosers:

@@ -127,9 +127,10 @@ def _drop_zero_biases(graph: Any) -> None:
 
 def _constants(proto: Any, weights: Mapping[str, Array]) -> list[bytes]:
     """Everything in a graph that could depend on a width, besides weights."""
-    found = []
-    for node in proto.graph.node:
-        found.append(b"".join([node.op_type.encode(), *(a.SerializeToString() for a in node.attribute)]))
+    found = [
+        b"".join([node.op_type.encode(), *(each.SerializeToString() for each in node.attribute)])
+        for node in proto.graph.node
+    ]
     found += [t.SerializeToString() for t in proto.graph.initializer if t.name not in weights]
     return found
 
@@ -169,7 +170,8 @@ def _split(
         nodes = [node for node in graph.node if id(node) in members]
         produced = {name for node in nodes for name in node.output}
         read = dict.fromkeys(name for node in nodes for name in node.input if name)
-        extra = [n for n in _upstream([r for r in (*read, *outputs) if r in maker and id(maker[r]) in constant], maker)]
+        fixed = [name for name in (*read, *outputs) if name in maker and id(maker[name]) in constant]
+        extra = list(_upstream(fixed, maker))
         ordered = [node for node in graph.node if any(node is each for each in (*extra, *nodes))]
         read = dict.fromkeys(name for node in ordered for name in node.input if name)
         made = produced | {name for node in extra for name in node.output}

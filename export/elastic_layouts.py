@@ -13,6 +13,7 @@ hash of every file; `elastic.json` is the table, for the controller.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,19 @@ def write_elastic(source: ElasticSource, folder: Path, layout: str = "auto") -> 
     splits = {(row, d): graphs.split(row, _chosen(table, d)) for row in table.exported for d in range(_depth(table))}
     write = _write_one_file if layout == "if" else _write_files
     index = write(graphs, table, splits, folder)
+    return _seal(folder, table, {"schema": 1, "layout": layout, "tasks": list(table.tasks), **index})
+
+
+def renew_table(folder: Path, table: Table) -> Path:
+    """Put a newer table of the same configurations beside files that were written; returns their index."""
+    return _seal(folder, table, json.loads((folder / INDEX).read_text(encoding="utf-8")))
+
+
+def _seal(folder: Path, table: Table, index: Mapping[str, Any]) -> Path:
+    """The table, and the index with the hash of every file."""
     (folder / TABLE).write_text(canonical_json(table.as_json()), encoding="utf-8")
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    write_json(folder / INDEX, {"schema": 1, "layout": layout, "tasks": list(table.tasks), **index, "files": files})
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != INDEX}
+    write_json(folder / INDEX, {**index, "files": files})
     return folder / INDEX
 
 

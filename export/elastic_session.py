@@ -103,7 +103,7 @@ class ElasticSession:
 
     def _run_branches(self, feed: dict[str, Array], choice: Choice) -> dict[str, Array]:
         index = self._index
-        numbers = {SHARED: index["rows"].index(choice.row), **{task: -1 for task in self.tasks}, **choice.decoders}
+        numbers = {SHARED: index["rows"].index(choice.row), **dict.fromkeys(self.tasks, -1), **choice.decoders}
         feed |= {scalar: np.array(numbers[name], dtype=np.int64) for name, scalar in index["selectors"].items()}
         wanted = [each for each in self.tasks if each in choice.decoders] if len(index["selectors"]) > 1 else self.tasks
         names = dict(zip(self.tasks, index["results"], strict=True))

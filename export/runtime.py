@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from secateur.export.controller import Controller
+from secateur.export.elastic_session import ElasticSession
+
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Array", "Controller", "ElasticSession", "Runtime", "predictor", "run_batch"]
 Array = np.ndarray[Any, Any]
 
 

@@ -27,6 +27,7 @@ _HOME = {
     "prune": "secateur.api",
     "load": "secateur.api",
     "select": "secateur.api",
+    "slim": "secateur.api",
     "benchmark": "secateur.api",
     "compress_to_bundle": "secateur.api",
     "inspect": "secateur.api",
@@ -52,12 +53,13 @@ __all__ = [
     "prune",
     "report",
     "select",
+    "slim",
     "verify",
     "workload",
 ]
 
 if TYPE_CHECKING:
-    from secateur.api import benchmark, compress_to_bundle, inspect, load, prune, report, select, verify
+    from secateur.api import benchmark, compress_to_bundle, inspect, load, prune, report, select, slim, verify
     from secateur.compress.compressed import Compressed
     from secateur.core.budget import Budget, Tolerance
     from secateur.core.bundle import Bundle

@@ -14,6 +14,7 @@ from secateur.verbs.load import Loaded, load
 from secateur.verbs.prune import prune
 from secateur.verbs.report import report
 from secateur.verbs.select import Selection, select
+from secateur.verbs.slim import slim, slim_to_bundle
 from secateur.verbs.verify import Verification, verify
 
 __all__ = [
@@ -33,5 +34,7 @@ __all__ = [
     "prune",
     "report",
     "select",
+    "slim",
+    "slim_to_bundle",
     "verify",
 ]

@@ -18,7 +18,7 @@ from secateur.compress.compressed import CompressedPoint
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
-from secateur.compress.pagcp.oracle import calibration_batches
+from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.round import describe_groups, gradients
 from secateur.compress.slimmable.distributed import process_group
 from secateur.compress.slimmable.elastic import ElasticModel

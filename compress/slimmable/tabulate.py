@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from secateur.compress.journal import Journal
-from secateur.compress.pagcp.oracle import calibration_batches
+from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.slimmable.costs import Costing, figures, joined
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.monotone import repaired

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.options import Budgets, Drops, Force, Resume, Seed, Targets, WorkloadName
+from secateur.cli.options import Budgets, Drops, Force, Resume, Seed, Targets, WorkloadName, file_name
+from secateur.cli.slimming import refuse_options, slim_work
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import BudgetNotMetError, StoppedError
 
@@ -29,7 +30,12 @@ def register(app: typer.Typer) -> None:
 def compress(
     context: typer.Context,
     workload: WorkloadName,
-    method: Annotated[str, typer.Option("--method", help="pagcp: channel pruning (Ye et al., 2023).")] = "pagcp",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", help="pagcp: channel pruning (Ye et al., 2023); slimmable: one model that runs at many widths."
+        ),
+    ] = "pagcp",
     *,
     budget: Budgets,
     drop: Drops,
@@ -49,14 +55,37 @@ def compress(
     remove_dead: Annotated[
         bool, typer.Option("--remove-dead", help="Also take out modules that no task needs.")
     ] = False,
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", metavar="SHARES", help="Of slimmable: 0.25,0.5,0.75,1.", show_default=False),
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", help="Of slimmable's ONNX files: if, files or auto.")] = "auto",
     force: Force = False,
 ) -> Answer:
     """Compress a trained model to a budget.
 
     Prunes, fine-tunes, exports to ONNX, measures and writes the report, all into one bundle.
     """
+    if method == "slimmable":
+        refused = {
+            "--budget": budget,
+            "--drop": drop,
+            "--rounds": rounds,
+            "--paper": paper,
+            "--remove-dead": remove_dead,
+        }
+        refuse_options(refused)
+        return _resumable(
+            context,
+            partial(
+                slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, targets=target,
+                seed=seed, resume=resume, force=force,
+            ),
+        )  # fmt: skip
     if method != "pagcp":
-        raise typer.BadParameter(f'this version compresses with "pagcp", not "{method}"', param_hint="--method")
+        raise typer.BadParameter(
+            f'this version compresses with "pagcp" or "slimmable", not "{method}"', param_hint="--method"
+        )
 
     def work(command: str) -> Bundle:
         from secateur.api import compress_to_bundle
@@ -65,7 +94,7 @@ def compress(
 
         found = find_workload(workload)
         return compress_to_bundle(
-            found, output or RUNS / f"{_file_name(found.name)}-{method}", budget, drop,
+            found, output or RUNS / f"{file_name(found.name)}-{method}", budget, drop,
             settings=settings_of(None, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead),
             targets=target, seed=seed, resume=resume, force=force, command=command,
         )  # fmt: skip
@@ -135,8 +164,3 @@ def _missed(bundle: Bundle) -> BudgetNotMetError | None:
         f"not reached: {'; '.join(bundle.manifest.misses)}",
         f"the nearest result was kept in {bundle.path}; allow more, or give it more --epochs",
     )
-
-
-def _file_name(name: str) -> str:
-    """A workload's name as that of a folder."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "workload"

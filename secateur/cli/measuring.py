@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.options import Budgets, BundlePath, Force, Targets, WorkloadOption
+from secateur.cli.slimming import select_widths
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import TargetUnavailableError
+from secateur.core.shipped import bundle_of
 
 if TYPE_CHECKING:
     from secateur.core.costs import Profile
@@ -36,17 +38,37 @@ def select(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the choice as a bundle of its own.", show_default=False)
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", metavar="TASKS", help="Of an elastic bundle: only these run.")
+    ] = None,
+    drop: Annotated[
+        list[str],
+        typer.Option("--drop", metavar="TASK=DROP", help="Of an elastic bundle: a task may lose so much: depth=1%."),
+    ] = [],  # noqa: B006 - typer copies it
+    objective: Annotated[
+        str, typer.Option("--objective", help="Of an elastic bundle: chebyshev, paper or sum.")
+    ] = "chebyshev",
     workload: WorkloadOption = None,
     force: Force = False,
 ) -> Answer:
-    """Choose the best saved point within a budget."""
+    """Choose the best saved point within a budget, or the widths of an elastic model."""
     weights = _weights(prefer)
-    from secateur.api import select as choose
+    from secateur.core.elastic.files import is_elastic, read_table
+
+    opened = bundle_of(bundle)
+    if is_elastic(opened):
+        return select_widths(
+            opened, budget, target, weights, tasks=tasks, drop=drop, objective=objective, workload=workload,
+            output=output, force=force, command=typed(context),
+        )  # fmt: skip
+    if tasks is not None or drop or objective != "chebyshev":
+        read_table(opened)  # says that the bundle is static
     from secateur.cli.tables import show_bundle, show_selection
     from secateur.verbs.benchmark import Benchmark
+    from secateur.verbs.select import select_point as choose
 
     selection = choose(
-        bundle, budget, target, weights, workload=workload, output=output, force=force, command=typed(context)
+        opened, budget, target, weights, workload=workload, output=output, force=force, command=typed(context)
     )
     if output is None:
         return Answer(selection.as_json(), lambda console: show_selection(console, selection))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -43,3 +44,8 @@ Targets = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that was stopped here.")]
+
+
+def file_name(name: str) -> str:
+    """A workload's name as that of a folder."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "workload"

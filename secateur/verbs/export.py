@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur.core.bundle import Artefact as Entry
 from secateur.core.bundle import Bundle
-from secateur.core.errors import OutputError
+from secateur.core.errors import ExportError, OutputError
 from secateur.core.files import clear_errors
 from secateur.core.task import Workload
 from secateur.export import formats
@@ -60,6 +60,8 @@ def export(
         OutputError: `out` holds a file of that name.
     """
     opened = open_bundle(bundle)
+    if to in ("elastic", ("elastic",), ["elastic"]):
+        return _elastic(opened, out, workload, force)
     wanted = [name.strip() for text in ([to] if isinstance(to, str) else to) for name in text.split(",")]
     requests = [Request(name, options or Options()) for name in dict.fromkeys(wanted)]
     formats.check_requests(requests)
@@ -75,6 +77,20 @@ def export(
         Artefact(request.format, Path(out) / each.written.path.name, each.parity, each.unproven, each.written.details)
         for request, each in done
     ]
+
+
+def _elastic(
+    bundle: Bundle, out: str | os.PathLike[str] | None, workload: AnyWorkload | None, force: bool
+) -> list[Artefact]:
+    """The files of an elastic bundle that switch widths at run time."""
+    from secateur.core.elastic.files import read_table
+    from secateur.verbs.slim import export_elastic
+
+    read_table(bundle)
+    if out is None:
+        raise ExportError("elastic files are written into a folder of their own", "name it with -o")
+    path, parity = export_elastic(bundle, out, workload=workload, force=force)
+    return [Artefact("elastic", path / "index.json", parity)]
 
 
 def _into_bundle(bundle: Bundle, workload: Workload, requests: list[Request]) -> list[Artefact]:

@@ -6,13 +6,16 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.core.budget import Budget
+from secateur.compress.slimmable import Elastic
+from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, Point, check_output, new_bundle
+from secateur.core.elastic.choose import Objective
+from secateur.core.elastic.files import is_elastic
 from secateur.core.errors import BudgetError, BundleError, DeviceError, WorkloadError
 from secateur.export.formats import Options, Request
 from secateur.verbs import benchmark, report
@@ -20,6 +23,7 @@ from secateur.verbs.complete import complete
 from secateur.verbs.measure import Place, places
 from secateur.verbs.points import Points, weights_of, widths
 from secateur.verbs.prune import AnyBudget
+from secateur.verbs.select_elastic import ElasticSelection, select_elastic, write_selection
 from secateur.verbs.sources import AnyBundle, AnyWorkload, open_bundle, workload_of
 from secateur.verbs.staging import check_state, finish, state_folder
 
@@ -59,6 +63,41 @@ class Selection:
 
 
 def select(
+    bundle: AnyBundle | Elastic,
+    budget: AnyBudget,
+    target: str = "cpu",
+    prefer: Mapping[str, float] | None = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    floors: str | Mapping[str, str] | Tolerance | None = None,
+    objective: Objective = "chebyshev",
+    workload: AnyWorkload | None = None,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    command: str = "",
+) -> Selection | ElasticSelection:
+    """Pick the widths of an elastic model, or the saved point of a static bundle; see `select_elastic` and
+    `select_point` for arguments and errors.
+
+    Args:
+        tasks, floors, objective: of elastic models only.
+    """
+    if isinstance(bundle, Elastic):
+        return select_elastic(
+            bundle.table, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
+        )
+    opened = open_bundle(bundle)
+    if not is_elastic(opened) and tasks is None and floors is None and objective == "chebyshev":
+        return select_point(
+            opened, budget, target, prefer, workload=workload, output=output, force=force, command=command
+        )
+    chosen = select_elastic(
+        opened, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
+    )
+    return chosen if output is None else write_selection(chosen, output, workload, force=force, command=command)
+
+
+def select_point(
     bundle: AnyBundle,
     budget: AnyBudget,
     target: str = "cpu",

@@ -10,6 +10,7 @@ from torch import nn
 from secateur.compress.compressed import load_model
 from secateur.core.bundle import Bundle, is_bundle
 from secateur.core.errors import WorkloadError
+from secateur.core.shipped import bundle_of, shipped
 from secateur.core.task import Workload
 from secateur.workloads import workload as workload_by_name
 
@@ -23,8 +24,8 @@ def find_workload(given: AnyWorkload) -> Workload:
 
 
 def open_bundle(given: AnyBundle) -> Bundle:
-    """A bundle itself, or by its folder."""
-    return given if isinstance(given, Bundle) else Bundle.open(given)
+    """A bundle itself, by its folder, or by the name of one that ships."""
+    return given if isinstance(given, Bundle) else bundle_of(given)
 
 
 def looks_like_bundle(given: object) -> bool:
@@ -34,6 +35,8 @@ def looks_like_bundle(given: object) -> bool:
     if not isinstance(given, (str, os.PathLike)):
         return False
     path = Path(given)
+    if shipped(os.fspath(given)) is not None:
+        return True
     return is_bundle(path) or path.is_dir() or (":" not in str(given) and os.sep in str(given))
 
 

@@ -1,0 +1,137 @@
+"""What the commands do with elastic models: make one, choose its widths, write its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from secateur.cli.options import file_name
+from secateur.cli.verb import Answer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.core.bundle import Bundle
+    from secateur.verbs.select_elastic import ElasticSelection
+
+RUNS = Path("runs")
+
+
+def refuse_options(options: Mapping[str, object]) -> None:
+    """Refuse what slimming has no use for."""
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(
+                "an elastic model serves every budget: compress without it, then `secateur select`", param_hint=name
+            )
+
+
+def slim_work(
+    workload: str,
+    command: str,
+    *,
+    output: Path | None,
+    widths: str | None,
+    layout: str,
+    epochs: int | None,
+    targets: Sequence[str],
+    seed: int,
+    resume: bool,
+    force: bool,
+) -> Bundle:
+    """Make a workload's model elastic, into a bundle."""
+    from secateur.verbs.slim import settings_of, slim_to_bundle
+    from secateur.verbs.sources import find_workload
+
+    found = find_workload(workload)
+    return slim_to_bundle(
+        found, output or RUNS / f"{file_name(found.name)}-slimmable",
+        settings=settings_of(None, _shares(widths), epochs), targets=targets, layout=layout, seed=seed, resume=resume,
+        force=force, command=command,
+    )  # fmt: skip
+
+
+def _shares(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f'cannot read "{text}"; for example: 0.25,0.5,0.75,1', param_hint="--widths") from None
+
+
+def select_widths(
+    bundle: Bundle,
+    budget: Sequence[str],
+    target: str,
+    prefer: Mapping[str, float],
+    *,
+    tasks: str | None,
+    drop: Sequence[str],
+    objective: str,
+    workload: str | None,
+    output: Path | None,
+    force: bool,
+    command: str,
+) -> Answer:
+    """Choose widths of an elastic bundle; with an output, write them as a bundle of its own."""
+    from secateur.core.budget import Tolerance
+    from secateur.verbs.select_elastic import select_elastic, write_selection
+
+    floors = Tolerance.parse(list(drop)) if drop else None
+    running = [task.strip() for task in tasks.split(",") if task.strip()] if tasks is not None else None
+    selection = select_elastic(
+        bundle, list(budget), target, prefer, tasks=running, floors=floors, objective=objective,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if output is not None:
+        selection = write_selection(selection, output, workload, force=force, command=command)
+    return Answer(selection.as_json(), lambda console: _show(console, selection), selection.error)
+
+
+def _show(console: Console, selection: ElasticSelection) -> None:
+    from secateur.cli.listing import table
+
+    choice, widths = selection.choice, selection.widths
+    shown = table("stage", "width", "channels", numbers=("width",))
+    at = dict(zip([stage.name for stage in selection.table.stages], choice.configuration, strict=True))
+    for stage in selection.table.stages:
+        if stage.name in widths:
+            kept = [str(counts[at[stage.name]]) for counts in stage.channels.values()]
+            shown.add_row(stage.name, f"{widths[stage.name]:g}", _shortened(kept))
+    console.print(shown)
+    figures = table("", "expected", "original", numbers=("expected", "original"))
+    for name, expected, original in _figures(selection):
+        figures.add_row(name, expected, original)
+    console.print(figures)
+    source = selection.table.latency.get(selection.target)
+    if source is not None:
+        error = f", sums within {source.error_pct:.0f} % of whole calls" if source.error_pct is not None else ""
+        console.print(f"latency on {selection.target}, {source.source} on {source.machine}{error}", style="dim")
+    console.print("metrics on calibration data; -o FOLDER evaluates the choice on test data and writes it", style="dim")
+    console.print(f"searched in {selection.search_ms:.1f} ms", style="dim")
+
+
+def _shortened(kept: list[str]) -> str:
+    return ", ".join(kept if len(kept) <= 8 else [*kept[:7], "…"])
+
+
+def _figures(selection: ElasticSelection) -> list[tuple[str, str, str]]:
+    from secateur.profiles.report import units
+
+    costs, original = selection.choice.costs, selection.table.original
+    latency = selection.table.latency.get(selection.target)
+    rows: list[tuple[str, str, str]] = [
+        ("FLOPs", units.flops(round(costs["flops"])), units.flops(round(original.flops))),
+        ("Parameters", units.count(round(costs["params"])), units.count(round(original.params))),
+        ("Memory", units.size(round(costs["memory"])), units.size(round(original.memory))),
+    ]
+    if latency is not None:
+        rows.append(("Latency", units.milliseconds(costs["latency"]), units.milliseconds(latency.original_ms)))
+    metrics: Mapping[str, Any] = original.metrics
+    for task, value in selection.choice.metrics.items():
+        arrow = "↑" if selection.table.better[task] == "higher" else "↓"
+        rows.append((f"{task} {arrow}", units.number(value), units.number(metrics[task])))
+    return rows

@@ -1,0 +1,221 @@
+"""slim: a workload's model made elastic; and the whole way to a bundle with files that switch widths, measured.
+
+Everything unfinished stands in `<output>.state` beside the output, from which a stopped run continues.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from secateur.compress import slimmable
+from secateur.compress.slimmable import Elastic, Settings, load_elastic
+from secateur.compress.slimmable.export import Configurations
+from secateur.core.bundle import Bundle, changed_bundle, check_output
+from secateur.core.elastic import Choice, Table
+from secateur.core.elastic.files import TABLE
+from secateur.core.errors import BudgetError, DataError, ExportError, ModelError, OutputError, ParityError
+from secateur.core.files import canonical_json, clear_errors, writing_folder
+from secateur.core.predict import as_args
+from secateur.core.progress import say, track
+from secateur.core.task import Workload
+from secateur.export.elastic_graph import ElasticSource
+from secateur.export.elastic_layouts import renew_table, write_elastic
+from secateur.export.elastic_session import ElasticSession
+from secateur.export.parity import Parity, check_parity
+from secateur.profiles.report import write_report
+from secateur.targets.elastic import measured_latencies
+from secateur.verbs.measure import Device, places
+from secateur.verbs.report import FILE, content_of
+from secateur.verbs.sources import AnyBundle, AnyWorkload, find_workload, open_bundle, workload_of
+from secateur.verbs.staging import check_state, finish
+
+FOLDER = "elastic"
+"""Where a bundle keeps its elastic files."""
+
+
+def slim(
+    workload: AnyWorkload,
+    widths: Sequence[float] | None = None,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Elastic:
+    """Make a model elastic: one set of weights that runs at many widths.
+
+    Args:
+        workload: or its reference: a built-in name or `package.module:function`.
+        widths: shares of the channels that stages can run at.
+        epochs: of training, which starts from the workload's weights.
+        settings: everything else that can be set; what is given by name goes above it.
+        state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
+
+    Raises:
+        BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
+    """
+    folder = None if state is None else Path(state)
+    result = slimmable.slim(
+        find_workload(workload), settings_of(settings, widths, epochs), seed=seed, state=folder, resume=resume
+    )
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def settings_of(settings: Settings | None, widths: Sequence[float] | None, epochs: int | None) -> Settings:
+    """The settings of a run: what is given by name goes above what `settings` says."""
+    settings = settings or Settings()
+    return replace(
+        settings,
+        widths=settings.widths if widths is None else tuple(widths),
+        epochs=settings.epochs if epochs is None else epochs,
+    )
+
+
+def slim_to_bundle(
+    workload: AnyWorkload,
+    output: str | os.PathLike[str],
+    *,
+    settings: Settings | None = None,
+    targets: str | Iterable[str] = ("cpu",),
+    layout: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    command: str = "",
+) -> Bundle:
+    """Make a workload's model elastic, into a complete bundle.
+
+    Args:
+        output: folder of the bundle; nothing is written there before all is done.
+        targets: whose latencies the table is to hold.
+        layout: of the elastic ONNX files: "if", "files" or "auto".
+
+    Raises:
+        OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
+        BudgetError, ModelError, DataError, WorkloadError, DeviceError: wrong input, found before any long work.
+    """
+    output, where = Path(output), places(targets)
+    check_output(output, force)
+    state = check_state(output, resume=resume, force=force)
+    workload = find_workload(workload)
+    say(f"making {workload.name} elastic")
+    try:
+        result = slimmable.slim(workload, settings, seed=seed, state=state / "journal", resume=resume)
+    except (BudgetError, ModelError, DataError):  # the same would come of it again
+        shutil.rmtree(state, ignore_errors=True)
+        raise
+    bundle = result.save(state / "bundle", force=True, command=command)
+    source = _source(result)
+    try:
+        with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+            made = Path(temporary) / FOLDER
+            made.mkdir()
+            table = export_and_measure(source, made, where, layout)
+            bundle = _with_files(bundle, table, made, workload)
+    except (ExportError, ParityError) as error:
+        warnings.warn(f"no elastic files and no latencies: {error.message}", stacklevel=2)
+        bundle = _with_files(bundle, result.table, None, workload)
+    return finish(bundle, output)
+
+
+def export_and_measure(source: ElasticSource, folder: Path, where: Iterable[object], layout: str) -> Table:
+    """Write elastic files, prove every configuration, and measure them; returns the table with latencies."""
+    say("exporting all widths")
+    write_elastic(source, folder, layout)
+    prove(source, folder)
+    table = source.table
+    for place in where:
+        if isinstance(place, Device):
+            say(f"measuring widths on {place.name}")
+            inputs = [np.asarray(x) for x in as_args(source.workload.example_input) if isinstance(x, torch.Tensor)]
+            threads = place.settings.threads or 1
+            found = measured_latencies(ElasticSession(folder, threads=threads), inputs, place.name)
+            table = replace(table, latency={**table.latency, place.name: found})
+        else:
+            warnings.warn(f"no latencies of {place.name}: {place.reason}", stacklevel=2)  # type: ignore[attr-defined]
+    renew_table(folder, table)
+    return table
+
+
+def prove(source: ElasticSource, folder: Path) -> Parity:
+    """Run every exported encoder row with every width of the decoders beside torch; the worst of all is returned.
+
+    Raises:
+        ParityError: some configuration does not compute the same.
+    """
+    session, table = ElasticSession(folder), source.table
+    depth, found = max(len(rows) for rows in table.decoders.values()), list[Parity]()
+    for row, d in track([(row, d) for row in table.exported for d in range(depth)], "proving"):
+        chosen = {task: min(d, len(rows) - 1) for task, rows in table.decoders.items()}
+        choice = session.controller.choice(row, chosen)
+        model, _ = source.at(row, chosen)
+        found.append(check_parity(model, partial(_predict, session, choice), source.workload, batches=1))
+    return max(found, key=lambda parity: parity.max_abs)
+
+
+def _predict(session: ElasticSession, choice: Choice, inputs: object) -> dict[str, torch.Tensor]:
+    arrays = [value.detach().cpu().numpy() for value in as_args(inputs) if isinstance(value, torch.Tensor)]
+    return {task: torch.from_numpy(each) for task, each in session.run(*arrays, choice=choice).items()}
+
+
+def export_elastic(
+    bundle: AnyBundle,
+    output: str | os.PathLike[str],
+    *,
+    workload: AnyWorkload | None = None,
+    layout: str = "auto",
+    force: bool = False,
+) -> tuple[Path, Parity]:
+    """Write an elastic bundle's files that switch widths into a folder, proven against torch.
+
+    Raises:
+        BundleError: the bundle is static.
+        OutputError: the folder holds something.
+        ExportError, ParityError: ONNX cannot express the model.
+    """
+    opened, output = open_bundle(bundle), Path(output)
+    found = workload_of(opened, workload)
+    elastic, table, statistics = load_elastic(opened, found)
+    with clear_errors(output):
+        if output.exists() and any(output.iterdir()) and not force:
+            raise OutputError(f"{output} holds something", "choose another folder with -o, or replace it with --force")
+    source = ElasticSource(elastic.model, found, table, Configurations(elastic, table, statistics))
+    with writing_folder(output) as folder:
+        write_elastic(source, folder, layout)
+        parity = prove(source, folder)
+    return output, parity
+
+
+def _source(result: Elastic) -> ElasticSource:
+    at = Configurations(result.elastic, result.table, result.statistics)
+    return ElasticSource(result.elastic.model, result.workload, result.table, at)
+
+
+def _with_files(bundle: Bundle, table: Table, files: Path | None, workload: Workload) -> Bundle:
+    """The bundle with its table renewed, elastic files and report added."""
+    with changed_bundle(bundle) as (folder, done):
+        (folder / TABLE).unlink()
+        (folder / TABLE).write_text(canonical_json(table.as_json()), encoding="utf-8")
+        if files is not None:
+            shutil.copytree(files, folder / FOLDER)
+        done(bundle.manifest)
+    bundle = Bundle.open(bundle.path)
+    say("writing the report")
+    content = content_of(bundle, bundle.manifest, workload)
+    with changed_bundle(bundle) as (folder, done):
+        write_report(folder / FILE, content)
+        done(bundle.manifest)
+    return Bundle.open(bundle.path)
