@@ -150,7 +150,7 @@ def _split(
             needed.setdefault(id(node), set()).add(task)
     several = len(tasks) > 1
     shared = {key for key, found in needed.items() if (len(found) > 1 or not several) and key not in constant}
-    values = {task: [] for task in tasks}
+    values: dict[str, list[str]] = {task: [] for task in tasks}
     interface: dict[str, None] = {}
     for node in graph.node:
         owners = needed.get(id(node), set())

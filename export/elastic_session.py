@@ -131,12 +131,28 @@ class ElasticSession:
         session = self._sessions.get(file)
         if session is not None:
             return session
-        from secateur.export.onnx_session import open_session
-
         with self._lock:
             if file not in self._sessions:
-                self._sessions[file] = open_session(self.folder / file, self._threads)
+                self._sessions[file] = _open(self.folder / file, self._threads)
             return self._sessions[file]
+
+
+def _open(path: Path, threads: int) -> Any:
+    """An ONNX Runtime session on the CPU, one operator at a time."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        from secateur.export.onnx_session import runtime_reason
+
+        raise ExportError(f"ONNX Runtime cannot load {path}: {runtime_reason(error)}", _AGAIN) from error
 
 
 def _fed(session: Any, values: Mapping[str, Array]) -> dict[str, Array]:

@@ -98,9 +98,12 @@ def _figures(table: Table, medians: Mapping[_Key, float]) -> Figures:
 def _line(flops: Floats, ms: Floats, at: Floats) -> Floats:
     """Least squares of ms against FLOPs, neither offset nor slope below zero."""
     x, y = flops.ravel(), ms.ravel()
-    slope = float(np.cov(x, y)[0, 1] / np.var(x, ddof=1)) if x.size > 1 and np.ptp(x) else 0.0
-    offset = float(y.mean() - slope * x.mean())
-    if slope < 0 or offset < 0:
-        slope, offset = (float(y @ x / max(x @ x, 1e-12)), 0.0) if slope >= 0 else (0.0, float(y.mean()))
+    centred = x - x.mean()
+    slope = float(centred @ y) / max(float(centred @ centred), 1e-12)
+    offset = float(y.mean()) - slope * float(x.mean())
+    if slope < 0:
+        slope, offset = 0.0, float(y.mean())
+    elif offset < 0:
+        slope, offset = float(x @ y) / max(float(x @ x), 1e-12), 0.0
     line: Floats = offset + slope * at
     return line

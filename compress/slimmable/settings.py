@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +68,12 @@ class Settings:
     @property
     def rule(self) -> Rule:
         return Rule(self.widths, self.per_group, self.round_to, self.fixed, self.neck)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Settings:
+        """Settings from a manifest; what this version does not know is left out."""
+        known: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in document.items()}
+        return cls(**{key: each for key, each in known.items() if key in cls.__dataclass_fields__})
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"widths": list(self.widths), "fixed": list(self.fixed)}

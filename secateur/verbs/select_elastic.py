@@ -155,20 +155,15 @@ def write_selection(
 
     bundle, choice, path = selection.bundle, selection.choice, Path(output)
     assert bundle is not None
+    manifest = bundle.manifest
     check_output(path, force)
     check_state(path, force=force)
     found = workload_of(bundle, workload)
     elastic, _, kept = load_elastic(bundle, found)
     statistics = statistics_at(kept, elastic.space, choice.row, choice.decoders)
     if statistics is None:
-        known = set(Settings.__dataclass_fields__)
-        settings = Settings(**{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in bundle.manifest.settings.items()
-            if key in known
-        })  # fmt: skip
+        settings = Settings.from_json(manifest.settings)
         statistics = Judge(elastic, found, settings, bundle.manifest.seed).statistics(choice.configuration)
-    manifest = bundle.manifest
     point = static_point(elastic, choice.configuration, statistics, found, manifest.metrics_before)
     misses = selection.budget.misses(point.costs, costs_of(manifest.before), _latencies(selection))
     result = Compressed(

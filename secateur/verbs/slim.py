@@ -33,8 +33,9 @@ from secateur.export.elastic_layouts import renew_table, write_elastic
 from secateur.export.elastic_session import ElasticSession
 from secateur.export.parity import Parity, check_parity
 from secateur.profiles.report import write_report
+from secateur.targets.device import Device
 from secateur.targets.elastic import measured_latencies
-from secateur.verbs.measure import Device, places
+from secateur.verbs.measure import places
 from secateur.verbs.report import FILE, content_of
 from secateur.verbs.sources import AnyBundle, AnyWorkload, find_workload, open_bundle, workload_of
 from secateur.verbs.staging import check_state, finish
