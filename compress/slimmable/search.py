@@ -1,6 +1,6 @@
 """Which encoder configurations the table holds, where there are too many to try all of them.
 
-Half are drawn: uniform widths and random ones. Then, in rounds: a ridge regression on widths (linear, squares,
+A third is drawn: uniform widths and random ones. Then, in rounds: a ridge regression on widths (linear, squares,
 products) is fitted to what was evaluated, an evolution over it proposes the best for each of several budgets and
 preferences, and these are really evaluated. So every row of the table was measured; the predictor only says where to
 look, and its leave-one-out error is reported.
@@ -46,7 +46,7 @@ def choose_rows(
         rows = list(itertools.product(*(range(size) for size in sizes)))
         return rows, {"rows": "all", "evaluated": len(rows)}
     rows = list(dict.fromkeys(uniform))[:limit]
-    while len(rows) < max(limit // 2, min(limit, len(sizes) + 2)):
+    while len(rows) < max(limit // 3, min(limit, len(sizes) + 2)):
         row = tuple(int(draw.integers(size)) for size in sizes)
         if row not in rows:
             rows.append(row)
@@ -123,7 +123,7 @@ def _proposals(
     preferences = np.vstack([np.full(tasks, 1 / tasks), *(np.eye(tasks) * 0.75 + 0.25 / tasks)])
     price: dict[Row, float] = {}
     least, most = flops((0,) * len(sizes)), flops(tuple(size - 1 for size in sizes))
-    budgets = np.geomspace(max(least, 1.0), max(most, 1.0), 6)[1:]
+    budgets = np.exp(draw.uniform(math.log(max(least, 1.0)), math.log(max(most, 1.0)), BATCH))  # others each round
     best: list[Row] = []
     for _ in range(GENERATIONS):
         children = {_child(population, sizes, draw) for _ in range(POPULATION)}
@@ -137,7 +137,7 @@ def _proposals(
             for preference in preferences:
                 regret = (preference * (1 - q)).max(1) + 0.01 * (preference * (1 - q)).sum(1)
                 order = np.argsort(np.where(cost <= budget * (1 + 1e-9), regret, np.inf))
-                winners += [pool[i] for i in order[:2] if cost[i] <= budget * (1 + 1e-9)]
+                winners += [pool[i] for i in order[:1] if cost[i] <= budget * (1 + 1e-9)]
         best = list(dict.fromkeys(winners))
         population = best or population
     counted = sorted(set(best) - set(rows), key=lambda row: (-winners.count(row), row))

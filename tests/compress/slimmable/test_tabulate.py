@@ -95,7 +95,7 @@ def test_where_rows_are_too_many_all_of_the_table_is_still_evaluated() -> None:
 
 
 def test_the_search_finds_what_is_best_within_budgets() -> None:
-    """A smooth quality of five stages: over budgets, the found rows come within 5 % of the best of all 1,024."""
+    """A smooth quality of five stages: over budgets, the found rows come within 2 % of the best of all 1,024."""
     sizes = (4,) * 5
     gain, price = np.array([1.0, 3.0, 0.5, 2.0, 1.0]), np.array([4.0, 1.0, 2.0, 3.0, 1.0])
 
@@ -118,9 +118,9 @@ def test_the_search_finds_what_is_best_within_budgets() -> None:
 
     drawn = [tuple(row) for row in np.random.default_rng(1).integers(4, size=(64, 5))]
     ratio = reached(rows) / reached(everything)
-    assert ratio.mean() >= 0.95
-    assert ratio.min() >= 0.88
-    assert ratio.mean() > (reached(drawn) / reached(everything)).mean() + 0.05
+    assert ratio.mean() >= 0.985
+    assert ratio.min() >= 0.95
+    assert ratio.mean() > (reached(drawn) / reached(everything)).mean() + 0.03
 
 
 def test_the_stated_error_of_the_predictor_is_that_of_left_out_rows() -> None:
