@@ -27,11 +27,18 @@ _Parts = Mapping[str, Dims]
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """Kept indices by parameter name and dimension, the original shapes, and modules that were taken out."""
+    """Kept indices by parameter name and dimension, the original shapes, modules that were taken out, and the sizes
+    that modules keep in attributes of their own (`blocks.0.attn.num_heads`).
+
+    `lists` holds, for lists of modules, the numbers of those that stay: a list of experts is cut as one dimension.
+    They are cut last, so that parameters have their original names everywhere.
+    """
 
     kept: Mapping[str, Dims] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     removed_modules: tuple[str, ...] = ()
+    attributes: Mapping[str, int | list[int]] = field(default_factory=dict)
+    lists: Mapping[str, Index] = field(default_factory=dict)
 
     def apply(self, model: nn.Module) -> None:
         """Cut a full-size model in place.
@@ -48,6 +55,8 @@ class ChannelMap:
             ) from error
         names = tensor_aliases(model)
         for name, shape in self.shapes.items():
+            if name in self.lists:
+                continue
             if name not in names:
                 raise BundleError(
                     f'the model has no parameter "{name}"', "load the bundle with the class it was made from"
@@ -59,9 +68,14 @@ class ChannelMap:
                     "build the model with the same settings as before compression",
                 )
         cut(model, self.kept)
+        for name, size in self.attributes.items():
+            _set_size(model, name, size)
+        for path, index in self.lists.items():
+            _cut_list(model, path, index, self.shapes[path])
 
     def then(self, later: ChannelMap) -> ChannelMap:
         """The map of this cut followed by a later one on the result. What is taken out later needs no cut before."""
+        later = later._renamed(self._original)
         kept = {name: dict(dims) for name, dims in self.kept.items()}
         for name, dims in later.kept.items():
             for dim, index in dims.items():
@@ -70,7 +84,29 @@ class ChannelMap:
         gone = tuple(dict.fromkeys((*self.removed_modules, *later.removed_modules)))
         left = {name: dims for name, dims in kept.items() if not within(name, gone)}
         shapes = {**later.shapes, **self.shapes}
-        return ChannelMap(left, {name: shapes[name] for name in left}, gone)
+        sizes = {name: size for name, size in {**self.attributes, **later.attributes}.items() if not within(name, gone)}
+        lists = dict(self.lists)
+        for path, index in later.lists.items():
+            lists[path] = lists[path][index] if path in lists else index
+        return ChannelMap(left, {name: shapes[name] for name in (*left, *lists)}, gone, sizes, lists)
+
+    def _renamed(self, rename: Callable[[str], str]) -> ChannelMap:
+        """The same map for other names."""
+        return ChannelMap(
+            {rename(name): dims for name, dims in self.kept.items()},
+            {rename(name): shape for name, shape in self.shapes.items()},
+            tuple(map(rename, self.removed_modules)),
+            {rename(name): size for name, size in self.attributes.items()},
+            {rename(name): index for name, index in self.lists.items()},
+        )
+
+    def _original(self, name: str) -> str:
+        """The name that a parameter of the cut model had before its list was cut."""
+        for path, index in self.lists.items():
+            if name.startswith(f"{path}."):
+                place, _, rest = name[len(path) + 1 :].partition(".")
+                return f"{path}.{index[int(place)]}.{rest}"
+        return name
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -79,6 +115,8 @@ class ChannelMap:
             },
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "removed_modules": list(self.removed_modules),
+            "attributes": dict(self.attributes),
+            "lists": {path: index.tolist() for path, index in self.lists.items()},
         }
 
     @classmethod
@@ -94,7 +132,9 @@ class ChannelMap:
                 str(name): {int(dim): _checked(index, shapes[name], int(dim)) for dim, index in dims.items()}
                 for name, dims in document["kept"].items()
             }
-            return cls(kept, shapes, tuple(map(str, document["removed_modules"])))
+            sizes = {str(name): _checked_size(size) for name, size in document.get("attributes", {}).items()}
+            lists = {str(path): _checked(index, shapes[path], 0) for path, index in document.get("lists", {}).items()}
+            return cls(kept, shapes, tuple(map(str, document["removed_modules"])), sizes, lists)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"the channel map is damaged: {error}", "compress again") from error
 
@@ -106,6 +146,48 @@ def _checked(index: Sequence[int], shape: tuple[int, ...], dim: int) -> Index:
     if array.size == 0 or array[0] < 0 or array[-1] >= shape[dim] or (np.diff(array) <= 0).any():
         raise ValueError("kept indices must ascend within the parameter's size")
     return array
+
+
+def _checked_size(size: Any) -> int | list[int]:
+    entries = size if isinstance(size, list) else [size]
+    if not entries or not all(type(entry) is int and 0 <= entry < 2**31 for entry in entries):
+        raise ValueError("attributes must be sizes")
+    return size  # type: ignore[no-any-return]
+
+
+def _set_size(model: nn.Module, name: str, size: int | list[int]) -> None:
+    """Rewrite an integer attribute, or a sequence of integers, by another of its kind."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        old = vars(module)[attribute]
+    except (AttributeError, KeyError) as error:
+        raise BundleError(
+            f'the model has no attribute "{name}"', "load the bundle with the class it was made from"
+        ) from error
+    alike = type(old) is int if isinstance(size, int) else isinstance(old, (tuple, list)) and len(old) == len(size)
+    if not alike:
+        raise BundleError(
+            f'the attribute "{name}" is {old!r}, the bundle was made from a model where it is a size like {size}',
+            "build the model with the same settings as before compression",
+        )
+    setattr(module, attribute, size if isinstance(size, int) else type(old)(size))
+
+
+def _cut_list(model: nn.Module, path: str, index: Index, shape: tuple[int, ...]) -> None:
+    try:
+        members = model.get_submodule(path)
+    except AttributeError as error:
+        raise BundleError(
+            f'the model has no list "{path}"', "load the bundle with the class it was made from"
+        ) from error
+    if not isinstance(members, nn.ModuleList) or len(members) != shape[0]:
+        raise BundleError(
+            f'"{path}" is no list of {shape[0]} modules, as the bundle was made from',
+            "build the model with the same settings as before compression",
+        )
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList([members[int(place)] for place in index]))
 
 
 def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:

@@ -105,6 +105,13 @@ def _attention(node: Node, given: dict[str, Any]) -> list[Term]:
     return [Term(1, (*_dims(query), keys)), Term(1, (*_dims(query)[:-1], keys, width))]
 
 
+def _routed_experts(node: Node, given: dict[str, Any]) -> list[Term]:
+    """Every token goes through k experts of two matrix products each, three if they are gated."""
+    products = 3 if given.get("glu") is not None else 2
+    chosen = min(given["k"], shape(given["up"])[0])
+    return [Term(products * chosen, (*_dims(given["x"]), (given["up"], 1)))]
+
+
 def _tensordot(node: Node, given: dict[str, Any]) -> list[Term]:
     return [Term(1, (*_dims(node), *(_dim(given["self"], dim) for dim in given["dims_self"])))]
 
@@ -143,5 +150,6 @@ RULES: dict[str, Callable[[Node, dict[str, Any]], list[Term]]] = {
     "tensordot": _tensordot,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
+    "routed_experts": _routed_experts,
 }
 """Name of the op → its MACs."""

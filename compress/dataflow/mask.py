@@ -21,7 +21,9 @@ from secateur.compress.dataflow.space import Channels
 from secateur.profiles.graph import op_name
 from secateur.profiles.macs import arguments
 
-_NORMALISING = frozenset({"layer_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize"})
+_NORMALISING = frozenset(
+    {"layer_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize", "routed_experts"}
+)
 _CONTRACTING = frozenset(
     ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
      "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")

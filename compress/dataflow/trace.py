@@ -120,11 +120,21 @@ class Flow:
             roles = ((self.produced, 0), (self.consumed, 1))
         elif op.name == "embedding":
             roles = ((self.produced, 1),)  # type: ignore[assignment]
+        elif op.name == "routed_experts":
+            self._note_experts(op)
+            return
         else:
             return
         for noted, dim in roles:
             if dim in weight:
                 noted.append(weight[dim])
+
+    def _note_experts(self, op: Op) -> None:
+        """Stacked weights [experts, outputs, inputs] produce their experts too."""
+        for name in ("up", "glu", "down"):
+            for noted, dim in ((self.produced, 0), (self.produced, 1), (self.consumed, 2)):
+                if dim in op.labels(name):
+                    noted.append(op.labels(name)[dim])
 
     def _warn(self, op: Op) -> None:
         if op.where not in self._refused:

@@ -1,0 +1,298 @@
+"""Extraction: from a multi-task mixture of experts, the model that some of its tasks need.
+
+    calibrate every task → keep what the asked tasks use (exact) → cut other tasks' routers, heads, embeddings
+    → with a budget: rounds of { remove experts under the oracle → cut → fine-tune with the whole model as teacher }
+
+The first point is `exact`: on the calibration data it computes what the whole model does, bit for bit. Later points are
+smaller. Liang, Fan, Sarkar et al., M³ViT (NeurIPS 2022): a single task needs only its own experts.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.compress.channel_map import ChannelMap
+from secateur.compress.compressed import Compressed, CompressedPoint
+from secateur.compress.dataflow import from_graphs
+from secateur.compress.experts import removal
+from secateur.compress.experts.cutting import Keep, dead_map, expert_map
+from secateur.compress.experts.evidence import largest_difference, overlaps
+from secateur.compress.experts.layers import ExpertLayer, find
+from secateur.compress.experts.settings import Settings
+from secateur.compress.experts.twin import twinned
+from secateur.compress.experts.usage import Table, measure, miss_rate, probe
+from secateur.compress.finetune import Recipe, finetune
+from secateur.compress.journal import Journal
+from secateur.compress.pagcp.oracle import Spent
+from secateur.core.budget import Budget, Limit, Tolerance, figure
+from secateur.core.costs import Costs
+from secateur.core.errors import BudgetError
+from secateur.core.predict import check, evaluate
+from secateur.core.seeds import seed_everything
+from secateur.core.task import Workload, delta_mtl
+from secateur.profiles.count import count
+from secateur.profiles.graph import capture_tasks
+
+STATIC_KINDS = ("flops", "params", "memory", "size")
+
+
+def extract(
+    workload: Workload,
+    tasks: Iterable[str] | None = None,
+    budget: Budget | None = None,
+    tolerance: Tolerance | None = None,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    state: Path | None = None,
+    resume: bool = False,
+) -> Compressed:
+    """Extract the model that some tasks need. The workload's own model is not changed.
+
+    Args:
+        tasks: to keep; all by default.
+        budget: limits on flops, params, memory or size, in relation to the whole multi-task model; without one, the
+            exact extraction is the result.
+        tolerance: allowed relative drop of each kept task's metric, checked on the test split at the end.
+        state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result.
+
+    Raises:
+        BudgetError, ModelError, DataError: wrong input, found before any long work.
+    """
+    started = time.monotonic()
+    names = tuple(workload.task_names if tasks is None else tasks)
+    run = _Run(workload, names, budget or Budget(), tolerance or Tolerance(), settings or Settings(), seed)
+    journal = Journal(state, run.identity(), resume=resume)
+    points = run.points(journal)
+    return Compressed(
+        run.kept, "experts", run.budget, run.tolerance, points, len(points) - 1, run.before, run.metrics_before,
+        run.misses(points[-1]), run.history(), dict(vars(run.spent)), run.settings.as_json(), seed,
+        time.monotonic() - started,
+    )  # fmt: skip
+
+
+class _Run:
+    def __init__(
+        self, workload: Workload, tasks: tuple[str, ...], budget: Budget, tolerance: Tolerance, settings: Settings,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.whole, self.budget, self.tolerance, self.settings, self.seed = workload, budget, tolerance, settings, seed
+        if not tasks:
+            raise BudgetError("no task is kept", f"the tasks are: {', '.join(workload.task_names)}")
+        self.kept = workload.select_tasks(tasks)
+        tolerance.check(self.kept.task_names)
+        _check_budget(budget)
+        self.layers = find(workload.model)
+        probe(workload.model, self.layers, workload.calibration, workload.task_names)
+        check(workload)
+        self.spent, self.table = Spent(), Table()
+        self.records: list[dict[str, Any]] = []
+        self.exact: dict[str, float] = {}
+        self.curves: list[dict[str, Any]] = []
+        self.decisions: list[dict[str, Any]] = []
+
+    def points(self, journal: Journal) -> list[CompressedPoint]:
+        """The exact point, then those of the rounds towards the budget."""
+        whole = self.whole
+        self.before = count(twinned(whole.model), whole.example_input, whole.task_names).costs
+        self.metrics_before = self._metrics(journal, "before", whole.model)
+        model, channels = copy.deepcopy(whole.model).eval(), ChannelMap()
+        if self.settings.top_k is not None:
+            channels = self._cut(model, channels, expert_map(model, find(model), {}, self.settings.top_k))
+        reference = copy.deepcopy(model)
+        self.table = self._calibrate(journal, model, "calibrate", whole.task_names)
+        keep = {layer.path: self._used(layer) for layer in find(model)}
+        channels = self._cut(model, channels, expert_map(model, find(model), keep))
+        channels = self._cut(model, channels, self._dead(model))
+        self.exact = journal.step("exact", lambda: largest_difference(reference, model, self.kept), dict, dict)
+        found = [self._point(journal, model, channels, "exact")]
+        rounds = self.settings.points if self.budget.misses(found[0].costs, self.before) else 0
+        for number in range(rounds):
+            small = self._remove(journal, model, number, self._limits(number, rounds, found[0].costs))
+            channels = self._cut(model, channels, small)
+            self._finetune(journal, model, number, rounds)
+            found.append(self._point(journal, model, channels, f"round{number}"))
+        self._note_misses(journal, reference)
+        return found
+
+    def _used(self, layer: ExpertLayer) -> list[int]:
+        """The places of the experts that a kept task uses; k of them at least."""
+        used = set(self.table.used(self.kept.task_names, layer.path))
+        return [place for place, number in enumerate(layer.kept.tolist()) if number in used]
+
+    def _cut(self, model: nn.Module, channels: ChannelMap, cut: ChannelMap) -> ChannelMap:
+        cut.apply(model)
+        return channels.then(cut)
+
+    def _dead(self, model: nn.Module) -> ChannelMap:
+        inputs, _ = next(iter(self.kept.calibration))
+        traceable = twinned(model)
+        groups = from_graphs(traceable, capture_tasks(traceable, inputs, self.kept.task_names))
+        return dead_map(groups, inputs, self.kept.tasks)
+
+    def _calibrate(self, journal: Journal, model: nn.Module, label: str, tasks: Iterable[str]) -> Table:
+        table = Table()
+        traceable = twinned(model)
+        layers = find(traceable)
+        for task in tasks:
+
+            def run(task: str = task) -> Table:
+                return Table({task: measure(traceable, layers, self.whole.calibration, task, f"calibrating {task}")})
+
+            table.tasks |= journal.step(f"{label}/{task}", run, Table.as_json, Table.from_json).tasks
+        return table
+
+    def _remove(self, journal: Journal, model: nn.Module, number: int, limits: list[Limit]) -> ChannelMap:
+        """One round: which experts go from the model as it is."""
+        tasks = self.whole.task_names if self.settings.order == "usage" else self.kept.task_names
+        table = self.table
+        if tasks == self.kept.task_names:
+            table = self._calibrate(journal, model, f"round{number}/calibrate", tasks)
+        one = removal.Removal(
+            twinned(model), self.kept, self.settings, table, journal, f"round{number}", self.spent,
+            max(layer.top_k for layer in find(model)), self.seed,
+        )  # fmt: skip
+        kept: Keep = one.run(limits, self.before, self._strictness())
+        self.decisions += [{"round": number + 1, **decision} for decision in one.decisions]
+        return expert_map(model, find(model), kept)
+
+    def _limits(self, number: int, rounds: int, exact: Costs) -> list[Limit]:
+        """A round's limits: geometric steps from the exact extraction to the budget."""
+        share, limits = (number + 1) / rounds, []
+        for limit in self.budget.limits:
+            start, original = figure(limit.kind, exact, self.before)
+            fraction = min(limit.absolute(original) / start, 1.0) ** share * start / original
+            limits.append(replace(limit, value=fraction, relative=True))
+        return limits
+
+    def _strictness(self) -> dict[str, float]:
+        """Each task's factor on τ: its tolerance over the mean tolerance, as PAGCP has it."""
+        drops = {name: self.tolerance.of(name) for name in self.kept.task_names}
+        mean = sum(drops.values()) / len(drops)
+        return {name: drop / mean if mean else 1.0 for name, drop in drops.items()}
+
+    def _finetune(self, journal: Journal, model: nn.Module, number: int, rounds: int) -> None:
+        settings = self.settings
+        share = settings.epochs // rounds
+        epochs = share if number + 1 < rounds else settings.epochs - share * (rounds - 1)
+        recipe = Recipe(epochs, settings.lr, settings.weight_decay, settings.distillation, settings.clip)
+        seed_everything(self.seed, number)
+        label, seed = f"round{number}/finetune", self.seed + 1000 * number
+        for entry in finetune(model, self.kept, recipe, seed=seed, label=label, journal=journal):
+            self.curves.append({"round": number, **entry})
+
+    def _point(self, journal: Journal, model: nn.Module, channels: ChannelMap, label: str) -> CompressedPoint:
+        costs = count(twinned(model), self.kept.example_input, self.kept.task_names).costs
+        metrics = self._metrics(journal, f"{label}/metrics", model)
+        layers = find(model)
+        self.records.append({
+            "point": label, "kept": {layer.path: self._numbers(layer, channels) for layer in layers},
+            "top_k": {layer.path: layer.top_k for layer in layers},
+        })  # fmt: skip
+        delta = delta_mtl(self.kept.tasks, self.metrics_before, metrics)
+        return CompressedPoint(copy.deepcopy(model), channels, costs, metrics, delta)
+
+    def _numbers(self, layer: ExpertLayer, channels: ChannelMap) -> list[int]:
+        """The original numbers of the experts that a layer keeps."""
+        if layer.layout.kept is not None:
+            return [int(number) for number in layer.kept]
+        name = layer.name(layer.layout.up.partition(".{}")[0])
+        index = channels.lists.get(name) if layer.layout.listed else channels.kept.get(name, {}).get(0)
+        return list(range(layer.experts)) if index is None else [int(number) for number in index]
+
+    def _note_misses(self, journal: Journal, reference: nn.Module) -> None:
+        """Of each point, how often a token of the test split wants an expert that is gone."""
+        traceable = twinned(reference)
+        layers = find(traceable)
+        for record in self.records:
+
+            def rates(record: dict[str, Any] = record) -> dict[str, dict[str, float]]:
+                return {
+                    task: miss_rate(traceable, layers, record["kept"], self.kept.test, task)
+                    for task in self.kept.task_names
+                }
+
+            record["miss_rate"] = journal.step(f"{record['point']}/misses", rates, dict, lambda found: dict(found))
+
+    def _metrics(self, journal: Journal, key: str, model: nn.Module) -> dict[str, float]:
+        return journal.step(key, lambda: evaluate(model, self.kept.test, self.kept.tasks, "evaluating"), dict, dict)
+
+    def misses(self, point: CompressedPoint) -> list[str]:
+        """What of budget and tolerance does not hold."""
+        found = self.budget.misses(point.costs, self.before)
+        for task in self.kept.tasks:
+            change = task.relative_change(self.metrics_before[task.name], point.metrics[task.name])
+            allowed = self.tolerance.of(task.name)
+            if -change > allowed + 1e-9:
+                found.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
+        return found
+
+    def history(self) -> dict[str, Any]:
+        """What the report shows. Groups are layers, their channels are experts."""
+        layers = find(self.whole.model)
+        groups = [
+            {"name": layer.path, "channels": layer.experts, "prunable": True, "why_not": "", "flops_share": None,
+             "members": [{"parameter": layer.name(part), "dim": 0} for part in layer.layout.parts.values()]}
+            for layer in layers
+        ]  # fmt: skip
+        experts = {
+            "layers": [
+                {"path": layer.path, "experts": layer.experts, "top_k": layer.top_k, "bytes": layer.expert_bytes}
+                for layer in layers
+            ],
+            "tasks": list(self.kept.task_names), "usage": self.table.as_json(), "points": self.records,
+            "overlap": overlaps(self.table), "exact": self.exact, "dense_equivalent": self._dense_equivalent(),
+        }  # fmt: skip
+        first = [_exact_decision(layer, self.records[0]) for layer in layers]
+        return {
+            "groups": groups, "decisions": first + self.decisions, "fine_tuning": self.curves, "experts": experts,
+        }  # fmt: skip
+
+    def _dense_equivalent(self) -> dict[str, int]:
+        """Costs of the whole model if every token went through every expert."""
+        dense = copy.deepcopy(twinned(self.whole.model))
+        for layer in find(dense):
+            getattr(layer.module, layer.layout.top_k).resize_(layer.experts)
+        return count(dense, self.whole.example_input, self.whole.task_names).costs.as_json()
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "method": "experts", "tasks": list(self.kept.task_names), "budget": str(self.budget),
+            "drop": str(self.tolerance), "seed": self.seed, "settings": self.settings.as_json(),
+            "model": _fingerprint(self.whole.model),
+        }  # fmt: skip
+
+
+def _exact_decision(layer: ExpertLayer, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The first cut of a layer: what no kept task uses."""
+    kept = len(record["kept"][layer.path])
+    return {
+        "round": 0, "pass": 0, "group": layer.path, "channels": layer.experts, "kept_before": layer.experts,
+        "kept": kept, "tau": 0.0, "pruned": kept < layer.experts, "curve": [], "flops_after": None,
+    }  # fmt: skip
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_budget(budget: Budget) -> None:
+    for limit in budget.limits:
+        if limit.kind not in STATIC_KINDS:
+            raise BudgetError(
+                f"this version does not extract to a budget on {limit.kind}",
+                f"give one on {', '.join(STATIC_KINDS)}; `secateur select` then chooses by {limit.kind}",
+            )

@@ -1,0 +1,77 @@
+"""Twins: other people's mixtures, with the same numbers, in the form that can be traced and masked.
+
+A list of expert modules, or code that loops over tokens, cannot be traced as a flow of channels. A twin holds the
+experts stacked and calls `secateur.core.experts.mix`. Decisions are taken on it; what is cut is the user's own module.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.compress.experts.layers import ExpertLayer, Layout, find, register
+from secateur.core.experts import ExpertWeights, mix
+
+
+class Twin(nn.Module):
+    """A mixture of any layout with stacked experts; everything else of the original, its router say, is shared."""
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    glu: Tensor | None
+    kept: Tensor
+    slots: Tensor
+
+    def __init__(self, layer: ExpertLayer) -> None:
+        super().__init__()
+        self.layout, weights = layer.layout, layer.weights()
+        roots = {part.partition(".")[0] for part in layer.layout.parts.values()}
+        for name, child in layer.module.named_children():
+            if name not in roots:
+                setattr(self, name, child)
+        for role in ("up", "down", "up_bias", "down_bias", "glu"):
+            tensor = getattr(weights, role)
+            setattr(self, role, None if tensor is None else nn.Parameter(tensor.detach().clone()))
+        self.register_buffer("kept", layer.kept.clone())
+        self.register_buffer("slots", torch.arange(layer.top_k))
+
+    def scores(self, x: Tensor, task: str | None) -> Tensor:
+        return self.layout.scores(self, x, task)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        scores = self.scores(x, kwargs.get("task", args[0] if args and isinstance(args[0], str) else None))
+        weights = ExpertWeights(self.up, self.down, self.up_bias, self.down_bias, self.glu, self.layout.activation)
+        mixed = mix(x, scores, self.kept, weights, len(self.slots), self.layout.renormalise)
+        return self.layout.output(mixed, scores)
+
+
+register(
+    Layout(
+        "",
+        fits=lambda module: isinstance(module, Twin),
+        up="up",
+        down="down",
+        kept="kept",
+        top_k="slots",
+        scores=lambda module, x, task: module.scores(x, task),  # type: ignore[operator]
+    )
+)
+
+
+def twinned(model: nn.Module) -> nn.Module:
+    """The model itself where its mixtures can be traced, else a copy in which twins stand for them."""
+    layers = [layer for layer in find(model) if layer.layout.kept is None]
+    if not layers:
+        return model
+    paths = [layer.path for layer in layers]
+    small = copy.deepcopy(model)
+    for layer in find(small):
+        if layer.path in paths:
+            parent, _, name = layer.path.rpartition(".")
+            setattr(small.get_submodule(parent), name, Twin(layer))
+    return small

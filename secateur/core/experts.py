@@ -1,0 +1,197 @@
+"""Routed experts: every token goes through the k experts that its router prefers, out of many. One function, `mix`,
+and its executions, which give the same numbers:
+
+    dense      every expert for every token, then a mask: the reference
+    sparse     expert by expert: tokens gathered, one matrix product each, scattered back (M³ViT's reordering)
+    batched    all experts in one padded batched product, for GPUs
+    unrolled   `sparse` written for exporters: one gather, product and scatter per expert, token counts left open
+    op         one call, `secateur::routed_experts`, in a traced graph: what counting and channel dataflow read
+
+Liang, Fan, Sarkar et al., M³ViT (NeurIPS 2022, arXiv 2210.14793): scores are a softmax over *all* experts, the best k
+are kept without renormalising. Mixtral (Jiang et al., 2024) renormalises them and has gated experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Execution = Literal["auto", "dense", "sparse", "batched", "unrolled", "op"]
+_execution: Execution = "auto"
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Stacked weights of E experts, `down(activation(up(x)))`, or `down(activation(glu(x)) * up(x))` with `glu`.
+
+    Shapes: up, glu [E, hidden, width]; down [E, width, hidden]; up_bias [E, hidden]; down_bias [E, width].
+    """
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    glu: Tensor | None = None
+    activation: str = "gelu"
+
+    def __len__(self) -> int:
+        return len(self.up)
+
+    def expert(self, number: int, x: Tensor) -> Tensor:
+        """One expert's output for tokens [T, width]."""
+        up = F.linear(x, self.up[number], None if self.up_bias is None else self.up_bias[number])
+        act = ACTIVATIONS[self.activation]
+        hidden = act(up) if self.glu is None else act(F.linear(x, self.glu[number])) * up
+        return F.linear(hidden, self.down[number], None if self.down_bias is None else self.down_bias[number])
+
+    def all(self, x: Tensor) -> Tensor:
+        """Every expert's output for its own tokens [E, T, width], or for the same ones [1, T, width]."""
+        up = x @ self.up.transpose(1, 2)
+        up = up if self.up_bias is None else up + self.up_bias.unsqueeze(1)
+        act = ACTIVATIONS[self.activation]
+        hidden = act(up) if self.glu is None else act(x @ self.glu.transpose(1, 2)) * up
+        down = hidden @ self.down.transpose(1, 2)
+        return down if self.down_bias is None else down + self.down_bias.unsqueeze(1)
+
+
+def route(scores: Tensor, k: int, renormalise: bool = False) -> tuple[Tensor, Tensor]:
+    """The best k of scores [..., E]: (gates, experts), both [..., k]. With fewer experts than k, all of them."""
+    gates, index = scores.topk(min(k, scores.shape[-1]), dim=-1)
+    return (gates / gates.sum(-1, keepdim=True) if renormalise else gates), index
+
+
+@contextlib.contextmanager
+def execution(kind: Execution) -> Iterator[None]:
+    """Choose how `mix` runs inside. "auto": sparse, and one op where torch.export traces."""
+    global _execution
+    before, _execution = _execution, kind
+    try:
+        yield
+    finally:
+        _execution = before
+
+
+def mix(x: Tensor, scores: Tensor, kept: Tensor, weights: ExpertWeights, k: int, renormalise: bool = False) -> Tensor:
+    """Σ over each token's best k experts of gate · expert(token). A token whose best experts are gone takes the best
+    of those that are left, with the gate that the router gives them.
+
+    Args:
+        x: tokens [..., width].
+        scores: of every expert that the router knows [..., R], non-negative.
+        kept: the router's number of each of the E experts in `weights`, ascending.
+    """
+    kind = _execution
+    if kind == "auto":
+        kind = "op" if torch.compiler.is_exporting() else "sparse"
+    if kind == "op":
+        return _op(x, scores, kept, weights, k, renormalise)
+    tokens, flat = x.flatten(0, -2), scores.flatten(0, -2).index_select(-1, kept)
+    return _RUN[kind](tokens, flat, weights, k, renormalise).to(x.dtype).view(x.shape)
+
+
+def dense(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
+    """Every expert for every token [T, width]; those that were not chosen count nothing."""
+    outputs, gates = weights.all(x.unsqueeze(0)), dense_gates(scores, k, renormalise)
+    return (outputs * gates.t().unsqueeze(-1)).sum(0)
+
+
+def dense_gates(scores: Tensor, k: int, renormalise: bool = False) -> Tensor:
+    """Gates of all experts [T, E], zero where not chosen. Where all are chosen, no choice is made."""
+    if k >= scores.shape[-1]:
+        return scores / scores.sum(-1, keepdim=True) if renormalise else scores
+    gates, index = route(scores, k, renormalise)
+    return torch.zeros_like(scores).scatter(-1, index, gates)
+
+
+def sparse(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
+    """Tokens sorted by expert, one matrix product for each expert that has any, and added back in that order."""
+    gates, index = route(scores, k, renormalise)
+    order, counts = by_expert(index, len(weights))
+    rows = order // index.shape[-1]
+    gathered, start, outputs = x[rows], 0, []
+    for number, count in enumerate(counts.tolist()):
+        if count:
+            outputs.append(weights.expert(number, gathered[start : start + count]))
+            start += count
+    mixed = torch.cat(outputs) if outputs else gathered
+    return _add_back(x, rows, mixed * gates.flatten()[order].unsqueeze(-1))
+
+
+def _add_back(x: Tensor, rows: Tensor, weighted: Tensor) -> Tensor:
+    return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, rows, weighted)
+
+
+def by_expert(index: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """Choices [T, k] flattened and sorted by expert, earlier tokens first, and how many each expert has: the queues."""
+    flat = index.flatten()
+    return flat.argsort(stable=True), torch.bincount(flat, minlength=experts)
+
+
+def batched(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
+    """Every expert's queue padded to the longest, then batched products [E, longest, width]."""
+    gates, index = route(scores, k, renormalise)
+    order, counts = by_expert(index, len(weights))
+    rows, chosen = order // index.shape[-1], index.flatten()[order]
+    place = torch.arange(len(order), device=x.device) - (counts.cumsum(0) - counts)[chosen]
+    queues = x.new_zeros(len(weights), int(counts.max()), x.shape[-1])
+    mixed = weights.all(queues.index_put((chosen, place), x[rows]))[chosen, place]
+    return _add_back(x, rows, mixed * gates.flatten()[order].unsqueeze(-1))
+
+
+def unrolled(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
+    """Each expert's tokens by `nonzero`, whose number a traced graph leaves open. Without a choice to make there is
+    none in the graph either: all tokens go through all experts."""
+    if k >= len(weights):
+        return dense(x, scores, weights, k, renormalise)
+    gates, index = route(scores, k, renormalise)
+    mixed = torch.zeros_like(x)
+    for number in range(len(weights)):
+        mine = index == number  # [T, k]
+        rows = mine.any(-1).nonzero().squeeze(-1)
+        gate = (gates * mine).sum(-1, keepdim=True).index_select(0, rows)
+        output = weights.expert(number, x.index_select(0, rows)) * gate
+        mixed = mixed.index_put((rows,), output, accumulate=True)
+    return mixed
+
+
+_RUN = {"dense": dense, "sparse": sparse, "batched": batched, "unrolled": unrolled}
+
+
+def _op(x: Tensor, scores: Tensor, kept: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
+    w = weights
+    result: Tensor = torch.ops.secateur.routed_experts(
+        x, scores, kept, w.up, w.down, w.up_bias, w.down_bias, w.glu, k, renormalise, w.activation
+    )
+    return result
+
+
+@torch.library.custom_op("secateur::routed_experts", mutates_args=())
+def _routed_experts(
+    x: Tensor,
+    scores: Tensor,
+    kept: Tensor,
+    up: Tensor,
+    down: Tensor,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    glu: Tensor | None,
+    k: int,
+    renormalise: bool,
+    activation: str,
+) -> Tensor:
+    weights = ExpertWeights(up, down, up_bias, down_bias, glu, activation)
+    known = scores.flatten(0, -2).index_select(-1, kept)
+    mixed = sparse(x.flatten(0, -2), known, weights, k, renormalise)
+    return mixed.to(x.dtype).view(x.shape)
+
+
+@_routed_experts.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
