@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils import _pytree as pytree
 
 from secateur.core.progress import bar, say
 from secateur.core.task import Task
+from secateur.workloads.folders import Samples
 from secateur.workloads.loader import Loader
 
 Extra = Callable[[Any, Mapping[str, Tensor]], Tensor]
@@ -26,7 +28,7 @@ class Recipe:
     name: str
     network: Callable[[], nn.Module]
     tasks: Sequence[Task]
-    loader: Callable[[str], Loader]
+    loader: Callable[[str], Loader | Samples]
     epochs: int
     rate: float = 3e-3
     weight_decay: float = 0.02
@@ -55,7 +57,7 @@ def train(recipe: Recipe, epochs: int, bfloat16: bool = False) -> nn.Module:
             for inputs, targets in loader:
                 with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                     output = model(inputs.contiguous(memory_format=torch.channels_last))
-                output = {name: value.float() for name, value in output.items()}
+                output = pytree.tree_map(Tensor.float, output)
                 values = {task.name: task.loss(output[task.name], targets[task.name]) for task in tasks}
                 loss = torch.stack([task.weight * values[task.name] for task in tasks]).sum()
                 if extra is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from secateur.core.errors import SecateurError, WorkloadError
-from secateur.workloads import names, workload
+from secateur.workloads import built_in, names, workload
 
 MINE = """
     import torch
@@ -119,5 +119,8 @@ def test_mistakes_are_one_line_and_a_hint(reference: str, says: str) -> None:
     assert "\n" not in error.message + error.hint
 
 
-def test_names_are_those_that_load() -> None:
-    assert names() == ["scenes", "digits", "multifashion"]
+def test_every_name_is_a_module_with_a_workload_and_a_recipe() -> None:
+    assert {"scenes", "digits", "multifashion", "nyudv2", "detection"} <= set(names())
+    for name in names():
+        assert callable(built_in(name).workload)
+        assert built_in(name).recipe().name == name

@@ -19,6 +19,7 @@ KNOWN = [
         ),
     )
     for name in names()
+    if (checkpoint.FOLDER / f"{name}.safetensors").is_file()
 ]
 
 
