@@ -1,0 +1,180 @@
+"""Reading operators from any ONNX file, as a runtime would execute them: normalisation folded, activations fused.
+
+Shapes come from ONNX' own inference; an open first dimension is taken as a batch of one sample. What is only bookkeeping
+(constants, shapes, identities) is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from secateur.core.errors import ExportError
+from secateur.profiles.latency.operators import Operator, Shape
+
+_KINDS = {
+    "Conv": "conv", "ConvTranspose": "deconv", "Gemm": "linear", "MaxPool": "pool", "AveragePool": "pool",
+    "GlobalAveragePool": "pool", "GlobalMaxPool": "pool", "LRN": "lrn", "Relu": "activation", "LeakyRelu": "activation",
+    "Clip": "activation", "Sigmoid": "activation", "HardSigmoid": "activation", "HardSwish": "activation",
+    "Tanh": "activation", "Gelu": "activation", "Erf": "activation", "Elu": "activation", "PRelu": "activation",
+    "Softplus": "activation", "Exp": "activation", "Sqrt": "activation", "Swish": "activation", "Mish": "activation",
+    "Add": "elementwise", "Sub": "elementwise", "Mul": "elementwise", "Div": "elementwise", "Max": "elementwise",
+    "Min": "elementwise", "Pow": "elementwise", "Sum": "elementwise", "Where": "elementwise", "Concat": "concat",
+    "Slice": "slice", "Split": "slice", "Gather": "slice", "Transpose": "shuffle", "Reshape": "reshape",
+    "Flatten": "reshape", "Squeeze": "reshape", "Unsqueeze": "reshape", "ReduceMean": "reduce", "ReduceSum": "reduce",
+    "ReduceMax": "reduce", "ReduceL2": "reduce", "Resize": "resize", "Upsample": "resize", "Softmax": "softmax",
+    "LogSoftmax": "softmax", "BatchNormalization": "norm", "LayerNormalization": "layernorm",
+    "InstanceNormalization": "layernorm", "GroupNormalization": "layernorm", "Pad": "concat", "Expand": "concat",
+    "Tile": "concat", "DepthToSpace": "shuffle", "SpaceToDepth": "shuffle", "TopK": "softmax", "ArgMax": "reduce",
+}  # fmt: skip
+_FUNCTIONS = {
+    "Relu": "relu", "LeakyRelu": "relu", "Clip": "relu", "Sigmoid": "sigmoid", "HardSigmoid": "hswish",
+    "HardSwish": "hswish", "Tanh": "tanh", "Gelu": "gelu", "Erf": "gelu", "Swish": "swish", "Mish": "swish",
+}  # fmt: skip
+_SILENT = frozenset(
+    ("Constant", "ConstantOfShape", "Shape", "Cast", "Identity", "Dropout", "Range", "Size", "QuantizeLinear",
+     "DequantizeLinear")
+)  # fmt: skip
+_FUSES = frozenset(("Relu", "LeakyRelu", "Clip", "BatchNormalization"))
+"""What ncnn and ONNX Runtime compute together with the convolution or linear layer before it."""
+_PRODUCTS = ("conv", "deconv", "linear")
+
+
+def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> list[Operator]:
+    """The operators of a file in its order.
+
+    Args:
+        shapes: input name → shape, for inputs with open dimensions other than the first.
+
+    Raises:
+        ExportError: a file that is missing, truncated or not ONNX, or whose shapes stay unknown.
+    """
+    model = _inferred(Path(path), shapes or {})
+    return _Reader(model.graph, Path(path)).operators()
+
+
+def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ExportError(f"cannot read {path} as an ONNX model", "the file may be truncated: copy or export it again") from error
+    if not model.graph.node:
+        raise ExportError(f"{path} holds no operators", "the file may be truncated: copy or export it again")
+    constant = {weight.name for weight in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in constant:
+            _close(value, path, shapes.get(value.name))
+    del model.graph.value_info[:]
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # onnx raises its own C++ errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"the shapes of {path} do not fit together: {reason}", "check it with onnx.checker") from error
+
+
+def _close(value: Any, path: Path, given: Sequence[int] | None) -> None:
+    dims = value.type.tensor_type.shape.dim
+    for axis, dim in enumerate(dims):
+        if given is not None and axis < len(given):
+            dim.dim_value = given[axis]
+        elif axis == 0 and dim.dim_value <= 0:
+            dim.dim_value = 1
+        elif dim.dim_value <= 0:
+            raise ExportError(
+                f"{path}: input {value.name} leaves dimension {axis} open",
+                f"give its shape: --shape {value.name}=1x...",
+            )
+
+
+class _Reader:
+    """One graph with its shapes, weights and the uses of each value."""
+
+    def __init__(self, graph: Any, path: Path) -> None:
+        self._path, self._nodes = path, list(graph.node)
+        self._weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        self._shapes = {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.input, *graph.value_info, *graph.output)
+            if value.type.HasField("tensor_type")
+        }
+        self._constants = set(self._weights)
+        self._maker = {name: node for node in self._nodes for name in node.output}
+        self._uses: dict[str, int] = {}
+        for node in self._nodes:
+            for name in node.input:
+                self._uses[name] = self._uses.get(name, 0) + 1
+
+    def operators(self) -> list[Operator]:
+        found = []
+        for node in self._nodes:
+            if node.op_type in _SILENT or all(name in self._constants for name in node.input):
+                self._constants.update(node.output)
+            elif not self._fused(node):
+                found.append(self._operator(node))
+        return found
+
+    def _fused(self, node: Any) -> bool:
+        """Whether the operator before computes this one along."""
+        if node.op_type not in _FUSES:
+            return False
+        before = self._maker.get(node.input[0])
+        while before is not None and before.op_type in _FUSES and self._uses[before.output[0]] == 1:
+            before = self._maker.get(before.input[0])
+        alone = self._uses.get(node.input[0], 0) == 1
+        return before is not None and alone and _KINDS.get(before.op_type) in _PRODUCTS
+
+    def _operator(self, node: Any) -> Operator:
+        attributes = {each.name: each for each in node.attribute}
+        kind = self._kind(node)
+        inputs = tuple(
+            self._shape(name)[1:] for name in node.input if name and name not in self._constants
+        )
+        output = self._shape(node.output[0])[1:]
+        weights = max((prod(self._weights[name]) for name in node.input if name in self._weights), default=0)
+        window = list(attributes["kernel_shape"].ints) if "kernel_shape" in attributes else [1, 1]
+        if kind in ("conv", "deconv"):
+            window = list(self._weights.get(node.input[1], (1, 1, *window))[2:]) or window
+        name = node.name or node.output[0]
+        return Operator(
+            kind, _planes(inputs, kind), _plane(output, kind), (window[0], window[-1] if len(window) > 1 else 1),
+            max(_ints(attributes, "strides"), default=1), max(_ints(attributes, "dilations"), default=1),
+            int(attributes["group"].i) if "group" in attributes else 1,
+            weights if kind in _PRODUCTS else 0, _FUNCTIONS.get(node.op_type, ""), name,
+        )  # fmt: skip
+
+    def _kind(self, node: Any) -> str:
+        if node.op_type == "MatMul":
+            return "linear" if node.input[1] in self._constants else "matmul"
+        if node.op_type in ("Attention", "MultiHeadAttention", "Einsum"):
+            return "matmul"
+        return _KINDS.get(node.op_type, node.op_type.lower())
+
+    def _shape(self, name: str) -> Shape:
+        shape = self._weights.get(name) or self._shapes.get(name)
+        if shape is None or any(size <= 0 for size in shape):
+            raise ExportError(
+                f"{self._path}: the shape of {name} is unknown",
+                "simplify the model, or export it with fixed shapes (secateur export --to onnx does)",
+            )
+        return shape
+
+
+def _ints(attributes: Mapping[str, Any], name: str) -> list[int]:
+    return list(attributes[name].ints) if name in attributes else [1]
+
+
+def _planes(shapes: Sequence[Shape], kind: str) -> tuple[Shape, ...]:
+    return tuple(_plane(shape, kind) for shape in shapes) or ((1,),)
+
+
+def _plane(shape: Shape, kind: str) -> Shape:
+    """A scalar counts as one channel; a 1-D convolution as one with a width of one."""
+    if kind in ("conv", "deconv") and len(shape) == 2:
+        return (*shape, 1)
+    return shape or (1,)
