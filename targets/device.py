@@ -1,7 +1,7 @@
 """Device: a piece of hardware described in YAML, one file each; users bring their own in the same form.
 
-    get("cpu")               the devices of this version, from targets/devices/*.yaml
-    get("boards/mine.yaml")  any file of the user's
+    get("mobile:raspberry-pi-5")  the devices of this version, from targets/devices/*.yaml, and of the user's folder
+    get("boards/mine.yaml")       any other file of the user's
 
 docs/targets.md shows every key. Figures are text with a unit and say where they come from.
 """
@@ -23,6 +23,7 @@ from secateur.core.errors import DeviceError
 Kind = Literal["cpu", "gpu", "mobile", "fpga"]
 LARGEST_FILE = 64 * 1024
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 _MILLI = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12}
@@ -75,6 +76,42 @@ class Power(_Sourced):
     value: Annotated[float, _unit("W", _MILLI)]
 
 
+class Energy(_Sourced):
+    """Energy of one MAC or of one byte from main memory, in joules."""
+
+    value: Annotated[float, _unit("J", _MILLI)]
+
+
+class PublishedLatency(_Model):
+    """Predicted from published figures of this device, see `secateur.profiles.latency.published`."""
+
+    model: Literal["published"]
+    backend: Literal["cpu", "vulkan"]
+    device: str = Field(min_length=1)  # as its name begins in the published table
+    threads: int | None = Field(default=None, ge=1)
+    powersave: int | None = Field(default=None, ge=0, le=2)
+
+
+class SoftCoreLatency(_Model):
+    """Predicted by the model of a systolic soft core, see `secateur.profiles.latency.soft_core`."""
+
+    model: Literal["soft_core"]
+    core: str
+    clock: Annotated[float, _unit("Hz", _DECIMAL)]
+    board: str = ""
+
+
+class RooflineLatency(_Model):
+    """Predicted from peaks alone: each operator takes `use` of the arithmetic or the bandwidth, whichever is slower."""
+
+    model: Literal["roofline"]
+    use: float = Field(gt=0, le=1)
+    operator: Annotated[float, _unit("s", _MILLI)]  # time to start one operator
+
+
+LatencyModel = Annotated[PublishedLatency | SoftCoreLatency | RooflineLatency, Field(discriminator="model")]
+
+
 class Settings(_Model):
     """How models are run when they are measured."""
 
@@ -88,13 +125,16 @@ class Device(_Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9:._-]*$")
     kind: Kind
     title: str
-    runtime: Literal["onnxruntime"]
+    runtime: Literal["onnxruntime", "ncnn", "tensorrt", "vitis-ai"]
     description: str = ""
     settings: Settings = Settings()
     compute: Compute | None = None
     bandwidth: Bandwidth | None = None
     memory: Memory | None = None
     power: Power | None = None
+    energy_per_mac: Energy | None = None
+    energy_per_byte: Energy | None = None
+    latency: LatencyModel | None = None
 
 
 def get(name: str | os.PathLike[str]) -> Device:
@@ -104,22 +144,38 @@ def get(name: str | os.PathLike[str]) -> Device:
         DeviceError: no such device or file, or a description with a mistake; the message names file and key.
     """
     text = os.fspath(name)
-    if text in names():
-        return _read(Path(str(resources.files("secateur.targets.devices") / f"{text}.yaml")))
+    found = _files().get(text)
+    if found is not None:
+        return _read(found)
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         return _read(Path(text))
-    raise DeviceError(f'unknown target "{text}"', f"the targets are: {', '.join(names())}; or give a YAML file")
+    family = text.partition(":")[0]
+    same = [each for each in names() if each.partition(":")[0] == family] or names()
+    raise DeviceError(f'unknown target "{text}"', f"the targets are: {', '.join(same)}; or give a YAML file")
 
 
 def all_devices() -> list[Device]:
-    """Every device that comes with this version."""
+    """Every device that comes with this version, then the user's own."""
     return [get(name) for name in names()]
 
 
 def names() -> list[str]:
-    """Names of the devices that come with this version."""
-    files = resources.files("secateur.targets.devices").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """Names of the devices that come with this version, and of those in the user's folder."""
+    return sorted(_files())
+
+
+def users_folder() -> Path:
+    """Where a user's own device files are picked up: `$SECATEUR_DEVICES`, or the configuration folder's `devices`."""
+    from platformdirs import user_config_path
+
+    return Path(os.environ.get("SECATEUR_DEVICES") or user_config_path("secateur", appauthor=False) / "devices")
+
+
+def _files() -> dict[str, Path]:
+    """Name → file; the first dot of a file's name stands for the colon of a device's. A user's file goes first."""
+    shipped = Path(str(resources.files("secateur.targets.devices")))
+    files = [*sorted(shipped.glob("*.yaml")), *sorted(users_folder().glob("*.yaml"))]
+    return {file.stem.replace(".", ":", 1): file for file in files}
 
 
 def _read(path: Path) -> Device:
@@ -144,7 +200,7 @@ def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise DeviceError(f"{path} is too large for a device description", f"at most {LARGEST_FILE} bytes are read")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # noqa: S506 - a safe loader, in C where there is one
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", "give the path of a device's YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:

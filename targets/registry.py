@@ -9,8 +9,8 @@ import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from secateur.core.errors import TargetUnavailableError
-from secateur.targets.device import Device, Kind, all_devices
+from secateur.core.errors import DeviceError, TargetUnavailableError
+from secateur.targets.device import Device, Kind, get, names
 
 Status = Literal["measured", "predicted", "unavailable"]
 
@@ -31,12 +31,23 @@ class TargetStatus:
         return asdict(self)
 
 
+_BASIS = {
+    "published": "from published figures of this device",
+    "soft_core": "from a model of the core, fitted to published figures",
+    "roofline": "from the peaks of its data sheet alone",
+}
+_MEASURE = {
+    "onnxruntime": "export with --to onnx and run it there",
+    "ncnn": "export with --to ncnn and run it there, over adb or ssh",
+    "tensorrt": "run secateur on a machine with this GPU",
+    "vitis-ai": "export with --to onnx and compile it with the vendor's tools for the board",
+}
 _ELSEWHERE: tuple[Kind, ...] = ("gpu", "mobile", "fpga")
 
 
 def status() -> list[TargetStatus]:
-    """Every target: the devices of this version, then the kinds of hardware that it cannot reach."""
-    here = [device_status(device) for device in all_devices()]
+    """Every target: the devices of this version and of the user's folder, then the kinds of hardware out of reach."""
+    here = [_named_status(name) for name in names()]
     elsewhere = [
         TargetStatus(
             name=kind,
@@ -50,8 +61,20 @@ def status() -> list[TargetStatus]:
     return here + elsewhere
 
 
+def _named_status(name: str) -> TargetStatus:
+    """The status of one name; a user's file with a mistake is told and hides no other."""
+    try:
+        return device_status(get(name))
+    except DeviceError as error:
+        return TargetStatus(name, "cpu", "unavailable", error.message, error.hint)
+
+
 def device_status(device: Device) -> TargetStatus:
     """What can be said of one device, a user's own included."""
+    if device.kind != "cpu" and device.latency is not None:
+        return TargetStatus(
+            device.name, device.kind, "predicted", _BASIS[device.latency.model], _MEASURE[device.runtime]
+        )
     if device.kind != "cpu":
         return TargetStatus(device.name, device.kind, "unavailable", f"this version has no backend for {device.kind}")
     if importlib.util.find_spec(device.runtime) is None:

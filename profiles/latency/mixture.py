@@ -99,7 +99,7 @@ def fit(terms: Array, log_ms: Array, covariates: Array, beliefs: Beliefs, rounds
 
 
 def adapt(population: Mixture, terms: Array, log_ms: Array, covariates: Array, beliefs: Beliefs) -> Mixture:
-    """A new device of the population, from the networks that were measured on it; shapes as in `fit` with one setting."""
+    """A new device of the population, from networks that were measured on it; shapes as in `fit`, one setting."""
     count = terms.shape[1]
     start = _State(
         np.zeros((1, count)), np.zeros(len(terms)), population.mean, _start(terms, log_ms, covariates @ population.mean)
@@ -107,9 +107,7 @@ def adapt(population: Mixture, terms: Array, log_ms: Array, covariates: Array, b
     noise = np.array([float(np.median(population.noise))])
     frozen = replace(beliefs, mean=population.mean, mean_sd=(1e-6, 1e-6), network_sd=1e-6)
     state = _mode(start, terms, log_ms, covariates, frozen, population.spread, noise)
-    return Mixture(
-        population.mean, population.spread, state.deviations + covariates @ state.mean, state.offsets, noise
-    )
+    return Mixture(population.mean, population.spread, state.deviations + covariates @ state.mean, state.offsets, noise)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,7 @@ def beliefs(backend: Backend) -> Beliefs:
     names, _ = terms_of(backend)
     if backend == "cpu":
         return Beliefs(prior(names, threads=True))
-    return Beliefs(
-        prior(names, threads=False), mean_sd=(0.1, 0.1), network_sd=0.1, factor_sd=1.0, smallest_sd=0.3
-    )
+    return Beliefs(prior(names, threads=False), mean_sd=(0.1, 0.1), network_sd=0.1, factor_sd=1.0, smallest_sd=0.3)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,11 @@ class DeviceModel:
         likely = 100 * 0.6745 / 1.645 * half  # half of the errors of a normal distribution are smaller
         error = max(likely, self.error_pct) if self.error_pct is not None else likely
         return Estimate(
-            ms, ms * float(np.exp(-half)), ms * float(np.exp(half)), error, dict(zip(names, shares.tolist(), strict=True))
+            ms,
+            ms * float(np.exp(-half)),
+            ms * float(np.exp(half)),
+            error,
+            dict(zip(names, shares.tolist(), strict=True)),
         )
 
     def layers(self, operators: Sequence[Operator]) -> list[float]:
@@ -117,9 +119,7 @@ class Population:
         same = [
             index
             for index, each in enumerate(self.settings)
-            if each.device.startswith(name)
-            and threads in (None, each.threads)
-            and powersave in (None, each.powersave)
+            if each.device.startswith(name) and threads in (None, each.threads) and powersave in (None, each.powersave)
         ]
         if not same:
             raise DeviceError(
@@ -162,9 +162,7 @@ def published(backend: Backend) -> Population:
         np.array(entry["mean"]), np.array(entry["spread"]), np.array([row["factors"] for row in rows]),
         np.array([row["offset"] for row in rows]), np.array([row["noise"] for row in rows]),
     )  # fmt: skip
-    settings = tuple(
-        Setting(row["device"], backend, row["threads"], row["powersave"], row["repeat"]) for row in rows
-    )
+    settings = tuple(Setting(row["device"], backend, row["threads"], row["powersave"], row["repeat"]) for row in rows)
     return Population(
         backend, mixture, np.array(entry["known"]), settings, tuple(row["error_pct"] for row in rows), entry["width"]
     )

@@ -1,7 +1,7 @@
 """Reading operators from any ONNX file, as a runtime would execute them: normalisation folded, activations fused.
 
-Shapes come from ONNX' own inference; an open first dimension is taken as a batch of one sample. What is only bookkeeping
-(constants, shapes, identities) is left out.
+Shapes come from ONNX' own inference; an open first dimension is taken as a batch of one sample. What is only
+bookkeeping (constants, shapes, identities) is left out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise ExportError(f"cannot read {path} as an ONNX model", "the file may be truncated: copy or export it again") from error
+        raise ExportError(
+            f"cannot read {path} as an ONNX model", "the file may be truncated: copy or export it again"
+        ) from error
     if not model.graph.node:
         raise ExportError(f"{path} holds no operators", "the file may be truncated: copy or export it again")
     constant = {weight.name for weight in model.graph.initializer}
@@ -75,7 +77,9 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises its own C++ errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"the shapes of {path} do not fit together: {reason}", "check it with onnx.checker") from error
+        raise ExportError(
+            f"the shapes of {path} do not fit together: {reason}", "check it with onnx.checker"
+        ) from error
 
 
 def _close(value: Any, path: Path, given: Sequence[int] | None) -> None:
@@ -115,7 +119,7 @@ class _Reader:
         for node in self._nodes:
             if node.op_type in _SILENT or all(name in self._constants for name in node.input):
                 self._constants.update(node.output)
-            elif not self._fused(node):
+            elif not self._fused(node) and not self._gates(node):
                 found.append(self._operator(node))
         return found
 
@@ -129,12 +133,20 @@ class _Reader:
         alone = self._uses.get(node.input[0], 0) == 1
         return before is not None and alone and _KINDS.get(before.op_type) in _PRODUCTS
 
+    def _gates(self, node: Any) -> bool:
+        """Whether this is the product in x * sigmoid(x), which is one activation."""
+        if node.op_type != "Mul":
+            return False
+        makers = [self._maker.get(name) for name in node.input]
+        return any(
+            maker is not None and maker.op_type in ("Sigmoid", "HardSigmoid") and maker.input[0] in node.input
+            for maker in makers
+        )
+
     def _operator(self, node: Any) -> Operator:
         attributes = {each.name: each for each in node.attribute}
         kind = self._kind(node)
-        inputs = tuple(
-            self._shape(name)[1:] for name in node.input if name and name not in self._constants
-        )
+        inputs = tuple(self._shape(name)[1:] for name in node.input if name and name not in self._constants)
         output = self._shape(node.output[0])[1:]
         weights = max((prod(self._weights[name]) for name in node.input if name in self._weights), default=0)
         window = list(attributes["kernel_shape"].ints) if "kernel_shape" in attributes else [1, 1]
@@ -153,6 +165,10 @@ class _Reader:
             return "linear" if node.input[1] in self._constants else "matmul"
         if node.op_type in ("Attention", "MultiHeadAttention", "Einsum"):
             return "matmul"
+        if node.op_type == "ReduceMean" and prod(self._shape(node.output[0])[2:]) == 1 < prod(
+            self._shape(node.input[0])[2:]
+        ):
+            return "pool"  # over all of a plane
         return _KINDS.get(node.op_type, node.op_type.lower())
 
     def _shape(self, name: str) -> Shape:

@@ -22,9 +22,9 @@ LANES = 4
 CPU = ("dispatch", "product_1x1", "flow_1x1", "product", "gather", "winograd", "transform", "flow", "weights", "linear",
        "stem", "grouped", "depthwise", "flow_depthwise", "pool", "lrn", "activation", "elementwise", "copy",
        "detection", "spill")  # fmt: skip
-GPU = ("dispatch", "dispatch_conv", "product_1x1", "flow_1x1", "product", "winograd", "flow", "weights", "linear", "stem",
-       "grouped", "depthwise", "flow_depthwise", "pool", "activation", "elementwise", "copy", "detection", "fallback",
-       "spill")  # fmt: skip
+GPU = ("dispatch", "dispatch_conv", "product_1x1", "flow_1x1", "product", "winograd", "flow", "weights", "linear",
+       "stem", "grouped", "depthwise", "flow_depthwise", "pool", "activation", "elementwise", "copy", "detection",
+       "fallback", "spill")  # fmt: skip
 
 _SERIAL = {"copy": 1.0, "detection": 1.0, "dispatch": 1.9}
 """How much slower than others, as an exponent of sqrt(threads), a term gets when its work is not shared by threads."""
@@ -137,7 +137,10 @@ def _moving(op: Operator, flow: float) -> dict[str, float]:
     if op.kind == "layernorm":
         return {"activation": 2 * flow}
     if op.kind == "activation":
-        return {"activation": read * {"swish": 4.0, "gelu": 5.0, "tanh": 3.0, "sigmoid": 3.0, "hswish": 1.5}.get(op.function, 1.0)}
+        return {
+            "activation": read
+            * {"swish": 4.0, "gelu": 5.0, "tanh": 3.0, "sigmoid": 3.0, "hswish": 1.5}.get(op.function, 1.0)
+        }
     if op.kind == "softmax":
         return {"activation": 10 * read}
     if op.kind == "elementwise":

@@ -64,6 +64,7 @@ def show_selection(console: Console, selection: Selection) -> None:
     console.print(shown)
     when = "measured now" if selection.measured else "measured when the bundle was made"
     if selection.latency_ms is not None:
+        when = "predicted" if selection.predicted else when
         console.print(f"latency on {selection.target}, {when}", style="dim")
     widths = ", ".join(f"{name} {width}" for name, width in selection.widths.items())
     console.print(f"channels: {widths}", style="dim")

@@ -20,7 +20,7 @@ from secateur.core.task import Workload
 from secateur.export.onnx import to_onnx
 from secateur.profiles.count import count
 from secateur.targets.device import Device
-from secateur.verbs.measure import Subject, measure, places
+from secateur.verbs.measure import Subject, measure_everywhere, places
 from secateur.verbs.sources import (
     AnyWorkload,
     compressed_model,
@@ -111,7 +111,7 @@ def benchmark(
         (name,) = subjects
         subjects |= exports.other(thing, name, against, workload)
         other = next((key for key in subjects if key != name), None)
-        found = [measure(subjects, place, against=other, layers=per_layer, shapes=shapes) for place in where]
+        found = measure_everywhere(subjects, where, against=other, layers=per_layer, shapes=shapes)
     return compared(found, name, other)
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from secateur.core.costs import Costs, Profile
-from secateur.core.errors import DeviceError
+from secateur.core.errors import DeviceError, ExportError
 from secateur.targets.cpu import measure_onnx
 from secateur.targets.device import Device
 from secateur.targets.device import get as device_by_name
+from secateur.targets.predict import predict_onnx
 from secateur.targets.registry import TargetStatus, device_status, status
 
 Place = Device | TargetStatus
-"""A device that can be measured from here, or why it cannot."""
+"""A device that can be measured from here or predicted, or why neither is possible."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,36 @@ def places(names: str | Iterable[str]) -> list[Place]:
 
 def _place(name: str, known: Mapping[str, TargetStatus]) -> Place:
     family = known.get(name) or known.get(name.partition(":")[0])
-    if family is not None and family.status == "unavailable":
+    if family is not None and family.status == "unavailable" and (family.name == name or name not in known):
         return replace(family, name=name)
     device = device_by_name(name)
     found = device_status(device)
-    return device if found.status == "measured" else found
+    return found if found.status == "unavailable" else device
+
+
+def is_predicted(place: Place) -> bool:
+    """Whether figures of a target come from a model of it."""
+    return isinstance(place, Device) and device_status(place).status == "predicted"
+
+
+def measure_everywhere(subjects: Mapping[str, Subject], where: Sequence[Place], **how: Any) -> list[dict[str, Profile]]:
+    """Each subject's profile on each target, see `measure`; what fails on one target leaves the others their figures.
+
+    Raises:
+        SecateurError: the first mistake, when it was made on every target that could be had.
+    """
+    found, mistakes = [], []
+    for place in where:
+        try:
+            found.append(measure(subjects, place, **how))
+        except (ExportError, DeviceError) as error:
+            mistakes.append(error)
+            found.append(
+                measure(subjects, TargetStatus(place.name, place.kind, "unavailable", error.message, error.hint))
+            )
+    if mistakes and len(mistakes) == sum(isinstance(place, Device) for place in where):
+        raise mistakes[0]
+    return found
 
 
 def measure(
@@ -72,6 +99,8 @@ def measure(
     if isinstance(place, TargetStatus):
         missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
         return {name: _filled(missing, subject) for name, subject in subjects.items()}
+    if is_predicted(place):
+        return _predicted(subjects, place, against, layers, shapes)
     profiles = measure_onnx(
         {name: subject.onnx for name, subject in subjects.items()},
         threads=place.settings.threads,
@@ -81,6 +110,24 @@ def measure(
         layers=layers,
         target=place.name,
     )
+    return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
+
+
+def _predicted(
+    subjects: Mapping[str, Subject],
+    device: Device,
+    against: str | None,
+    layers: bool,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> dict[str, Profile]:
+    """Each subject's predicted profile; the ratio of two predictions is their speed-up."""
+    profiles = {
+        name: predict_onnx(device, subject.onnx, shapes=shapes, layers=layers) for name, subject in subjects.items()
+    }
+    before = profiles[against].latency if against is not None else None
+    for name, profile in profiles.items():
+        if before is not None and profile.latency is not None and name != against:
+            profiles[name] = replace(profile, speedup_against=before.median / profile.latency.median)
     return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
 
 

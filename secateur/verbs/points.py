@@ -15,7 +15,7 @@ from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
 from secateur.verbs.benchmark import Benchmark, costs_of
 from secateur.verbs.complete import ORIGINAL, point_subjects
-from secateur.verbs.measure import Place, Subject, measure
+from secateur.verbs.measure import Place, Subject, is_predicted, measure
 from secateur.verbs.report import history_of
 from secateur.verbs.sources import AnyWorkload, workload_of
 
@@ -110,7 +110,10 @@ class Points:
             profiles = measure(subjects, self._place)
         medians = {name: profile.latency.median for name, profile in profiles.items() if profile.latency}
         self._original_ms = medians.pop(ORIGINAL)
-        self._latencies, self.measured = {int(name): median for name, median in medians.items()}, True
+        self._latencies, self.measured = (
+            {int(name): median for name, median in medians.items()},
+            not is_predicted(self._place),
+        )
 
 
 def _recorded(bundle: Bundle, target: str) -> tuple[float | None, dict[int, float]]:

@@ -20,7 +20,7 @@ from secateur.core.errors import BudgetError, BundleError, DeviceError, Workload
 from secateur.export.formats import Options, Request
 from secateur.verbs import benchmark, report
 from secateur.verbs.complete import complete
-from secateur.verbs.measure import Place, places
+from secateur.verbs.measure import Place, is_predicted, places
 from secateur.verbs.points import Points, weights_of, widths
 from secateur.verbs.prune import AnyBudget
 from secateur.verbs.select_elastic import ElasticSelection, select_elastic, write_selection
@@ -31,7 +31,7 @@ from secateur.verbs.staging import check_state, finish, state_folder
 @dataclass(frozen=True)
 class Selection:
     """The point that was picked. `latency_ms` is the median on the target, None where it is not known; `measured` says
-    that it was measured for this choice and not when the bundle was made."""
+    that it was measured for this choice and not when the bundle was made, `predicted` that it was not measured."""
 
     bundle: Bundle
     point: int
@@ -42,6 +42,7 @@ class Selection:
     measured: bool
     delta_mtl: float
     search_ms: float
+    predicted: bool = False
 
     @property
     def entry(self) -> Point:
@@ -49,7 +50,12 @@ class Selection:
 
     def as_json(self) -> dict[str, Any]:
         """The document of `select --json`."""
-        expected = {"latency_ms": self.latency_ms, **self.entry.costs.model_dump(), "metrics": self.entry.metrics}
+        expected = {
+            "latency_ms": self.latency_ms,
+            "predicted": self.predicted,
+            **self.entry.costs.model_dump(),
+            "metrics": self.entry.metrics,
+        }
         return {
             "bundle": str(self.bundle.path),
             "point": self.point,
@@ -133,6 +139,7 @@ def select_point(
     selection = Selection(
         opened, number, limits, widths(opened, number), place.name, points.latency_ms(number), points.measured,
         points.delta_mtl(number, weights), 1e3 * (time.perf_counter() - started),
+        is_predicted(place),
     )  # fmt: skip
     if output is None:
         return selection

@@ -37,7 +37,8 @@ def looks_like_bundle(given: object) -> bool:
     path = Path(given)
     if shipped(os.fspath(given)) is not None:
         return True
-    return is_bundle(path) or path.is_dir() or (":" not in str(given) and os.sep in str(given))
+    typed = ":" not in str(given) and os.sep in str(given) and path.suffix != ".onnx"
+    return is_bundle(path) or path.is_dir() or typed
 
 
 def workload_of(bundle: Bundle, workload: AnyWorkload | None = None) -> Workload:

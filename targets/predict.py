@@ -1,0 +1,126 @@
+"""Predicting what a device takes for an ONNX file, from its description: never shown as a measured figure.
+
+predict_onnx(get("mobile:raspberry-pi-5"), "model.onnx").latency
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Protocol
+
+from secateur.core.costs import Latency, LayerProfile, Profile
+from secateur.core.errors import DeviceError
+from secateur.profiles.latency.estimate import Estimate
+from secateur.profiles.latency.operators import Operator, total_macs
+from secateur.profiles.latency.published import published
+from secateur.profiles.latency.read import read_onnx
+from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
+from secateur.targets.device import Device, PublishedLatency, RooflineLatency, SoftCoreLatency
+
+FLOAT_BYTES = 4
+ROOFLINE_WIDTH = 0.9
+"""Half the interval of an uncalibrated roofline, in logarithms: a factor of 2.5 either way."""
+_P10_P90 = 1.2816 / 1.6449
+"""Share of a normal 90 % interval that lies between its 10th and 90th percentile."""
+
+
+class LatencyModel(Protocol):
+    """What predicts a latency, whatever is behind it."""
+
+    def predict(self, operators: Sequence[Operator]) -> Estimate: ...
+
+    def layers(self, operators: Sequence[Operator]) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Each operator takes as long as its arithmetic or its memory traffic, whichever is longer, at a share of the peak.
+
+    Williams, Waterman and Patterson, CACM 2009. Peaks in FLOP/s and bytes per second.
+    """
+
+    compute: float
+    bandwidth: float
+    use: float
+    operator_s: float
+
+    def predict(self, operators: Sequence[Operator]) -> Estimate:
+        ms = sum(self.layers(operators))
+        return Estimate(ms, ms * exp(-ROOFLINE_WIDTH), ms * exp(ROOFLINE_WIDTH), 45.0, {})
+
+    def layers(self, operators: Sequence[Operator]) -> list[float]:
+        return [1e3 * (self.operator_s + self._seconds(each)) for each in operators]
+
+    def _seconds(self, operator: Operator) -> float:
+        moved = FLOAT_BYTES * moved_bytes(operator)
+        return max(2 * operator.macs / self.compute, moved / self.bandwidth) / self.use
+
+
+def latency_model(device: Device) -> LatencyModel:
+    """The model that a description names.
+
+    Raises:
+        DeviceError: it names none, or what that needs is missing.
+    """
+    match device.latency:
+        case PublishedLatency() as model:
+            return published(model.backend).device(model.device, model.threads, model.powersave)
+        case SoftCoreLatency() as model:
+            bandwidth = device.bandwidth.value if device.bandwidth else None
+            return SoftCore(model.core, model.clock, model.board, bandwidth)
+        case RooflineLatency() as model:
+            if device.compute is None or device.bandwidth is None:
+                raise DeviceError(f"{device.name}: a roofline needs compute and bandwidth", "add both to its file")
+            return Roofline(device.compute.value, device.bandwidth.value, model.use, model.operator)
+    raise DeviceError(f"{device.name} has no latency model", "add `latency` to its file, see docs/targets.md")
+
+
+def predict_onnx(
+    device: Device,
+    path: str | os.PathLike[str],
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    layers: bool = False,
+) -> Profile:
+    """A predicted profile: latency with its 10th and 90th percentile, energy where the device's file tells its costs.
+
+    Raises:
+        ExportError: the file cannot be read, or leaves shapes open.
+    """
+    operators, model = read_onnx(path, shapes), latency_model(device)
+    found = model.predict(operators)
+    near = (found.ms / found.low) ** _P10_P90
+    return Profile(
+        target=device.name,
+        backend=f"{device.latency.model} model of {device.runtime}" if device.latency else "",
+        source="predicted",
+        latency=Latency(found.ms, found.ms / near, found.ms * near),
+        flops=2 * total_macs(operators),
+        params=sum(operator.weights for operator in operators),
+        energy_mj=energy_mj(device, operators),
+        error_pct=round(found.error_pct, 1),
+        layers=_layers(operators, model) if layers else (),
+    )
+
+
+def energy_mj(device: Device, operators: Sequence[Operator]) -> float | None:
+    """Millijoules of arithmetic and memory traffic; what the device draws at rest is not in it.
+
+    Every operand is counted as moved to and from main memory once, so caches make it an upper estimate of traffic.
+    """
+    if device.energy_per_mac is None or device.energy_per_byte is None:
+        return None
+    width = 1 if device.runtime == "vitis-ai" else FLOAT_BYTES
+    moved = width * sum(map(moved_bytes, operators))
+    joules = total_macs(operators) * device.energy_per_mac.value + moved * device.energy_per_byte.value
+    return 1e3 * joules
+
+
+def _layers(operators: Sequence[Operator], model: LatencyModel) -> tuple[LayerProfile, ...]:
+    return tuple(
+        LayerProfile(each.name, each.kind, 2 * each.macs, FLOAT_BYTES * moved_bytes(each), ms)
+        for each, ms in zip(operators, model.layers(operators), strict=True)
+    )

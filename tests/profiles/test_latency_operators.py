@@ -1,0 +1,117 @@
+"""Operators of a file, and the physical terms of each: numbers derived by hand from shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from secateur.core.errors import ExportError
+from secateur.profiles.latency.operators import Operator, total_macs
+from secateur.profiles.latency.read import read_onnx
+from secateur.profiles.latency.soft_core import CORES, cycles
+from secateur.profiles.latency.tables import latencies, networks
+from secateur.profiles.latency.terms import CPU, cpu_terms
+
+
+def save(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]], shape: list[object]) -> Path:
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.zeros(dims, np.float32), name) for name, dims in weights.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return path
+
+
+def conv(weight: str, source: str, target: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node("Conv", [source, weight], [target], **attributes)
+
+
+def test_activations_and_normalisation_are_computed_along(tmp_path: Path) -> None:
+    nodes = [
+        conv("w", "x", "a", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("BatchNormalization", ["a", "s", "s", "s", "s"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Sigmoid", ["c"], ["d"]),
+        helper.make_node("Mul", ["c", "d"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, {"w": (8, 3, 3, 3), "s": (8,)}, ["batch", 3, 32, 32])
+    found = read_onnx(path)
+    assert [each.kind for each in found] == ["conv", "activation"]
+    assert found[0].inputs == ((3, 32, 32),)
+    assert found[0].output == (8, 16, 16)
+    assert total_macs(found) == 16 * 16 * 8 * 27
+
+
+def test_an_activation_that_others_also_need_the_input_of_stays(tmp_path: Path) -> None:
+    nodes = [
+        conv("w", "x", "a", kernel_shape=[1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, {"w": (8, 3, 1, 1)}, [1, 3, 4, 4])
+    assert [each.kind for each in read_onnx(path)] == ["conv", "activation", "elementwise"]
+
+
+def test_other_open_dimensions_are_asked_for(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 3, "height", 4])
+    with pytest.raises(ExportError, match="leaves dimension 2 open"):
+        read_onnx(path)
+    assert read_onnx(path, {"x": [1, 3, 5, 4]})[0].output == (3, 5, 4)
+
+
+def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
+    whole = save(tmp_path / "m.onnx", [conv("w", "x", "y")], {"w": (64, 3, 3, 3)}, [1, 3, 8, 8]).read_bytes()
+    for cut in (0, 10, len(whole) // 2):
+        path = tmp_path / "cut.onnx"
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ExportError) as caught:
+            read_onnx(path)
+        assert "\n" not in caught.value.message
+
+
+def term(operator: Operator, name: str) -> float:
+    return float(cpu_terms([operator])[CPU.index(name)])
+
+
+def test_winograd_makes_36_products_of_a_tile_of_16_or_64_of_36() -> None:
+    def wide(size: int) -> Operator:
+        return Operator("conv", ((64, size, size),), (64, size, size), (3, 3), weights=64 * 64 * 9)
+
+    assert term(wide(4), "winograd") == pytest.approx(36 * 64 * 64 / 1e6 / 7)
+    assert term(wide(6), "winograd") == pytest.approx(64 * 64 * 64 / 1e6 / 7)  # not four tiles of 36
+    strided = Operator("conv", ((64, 8, 8),), (64, 4, 4), (3, 3), stride=2, weights=64 * 64 * 9)
+    assert term(strided, "winograd") == 0
+    assert term(strided, "product") == pytest.approx(16 * 64 * 64 * 9 / 1e6 / 6)
+
+
+def test_channels_cost_as_many_as_fill_a_vector() -> None:
+    def narrow(channels: int) -> Operator:
+        return Operator("conv", ((64, 8, 8),), (channels, 8, 8), weights=64 * channels)
+
+    assert term(narrow(61), "product_1x1") == term(narrow(64), "product_1x1")
+    assert term(narrow(60), "product_1x1") < term(narrow(61), "product_1x1")
+
+
+def test_a_soft_core_never_exceeds_its_peak_and_reaches_it_when_filled() -> None:
+    for core, (pixels, ins, outs) in CORES.items():
+        full = Operator("conv", ((ins, pixels, 1),), (outs, pixels, 1), (3, 3), weights=9 * ins * outs)
+        assert cycles(full, core) == (9, 0)
+        odd = Operator("conv", ((ins + 1, pixels, 1),), (outs, pixels, 1), (3, 3), weights=9 * (ins + 1) * outs)
+        assert cycles(odd, core) == (18, 0)
+        assert odd.macs <= 18 * pixels * ins * outs
+
+
+def test_the_published_tables_are_what_was_published() -> None:
+    settings, names, ms = latencies("cpu")
+    assert len(names) == len(networks()) == 24
+    assert int(np.isfinite(ms).sum()) == 4026
+    macs = {name: total_macs(operators) / 1e6 for name, operators in networks().items()}
+    assert macs["mobilenet"] == pytest.approx(569, abs=1)  # Howard et al. 2017, table 8
+    assert macs["vgg16"] == pytest.approx(15470, abs=1)
+    row = next(i for i, each in enumerate(settings) if each.device.startswith("AMD Ryzen Threadripper 3970X"))
+    assert ms[names.index("squeezenet"), row] == 11.73
