@@ -116,8 +116,8 @@ def main() -> None:
         "source": "Tencent/ncnn, benchmark/README.md, July 2026 (BSD-3-Clause); network shapes from benchmark/models",
     }
     for backend in ("cpu", "vulkan"):
-        fold = leave_one_out(backend)  # type: ignore[arg-type]
-        document[backend] = population(backend, fold)  # type: ignore[arg-type]
+        fold = leave_one_out(backend)
+        document[backend] = population(backend, fold)
         errors = np.abs(fold.errors[np.isfinite(fold.log_ms)])
         print(
             f"{backend}: {len(errors)} predictions, median error {100 * np.median(errors):.1f} %, "

@@ -71,7 +71,7 @@ class Mixture:
         weight = (degrees + 1) / (degrees + 3) / self.noise**2
         curvature = np.einsum("nsj,nsk,s->sjk", shares, shares, weight) + precision
         mine = self.shares(terms)
-        return np.einsum("nsj,sjk,nsk->ns", mine, np.linalg.inv(curvature), mine)
+        return np.asarray(np.einsum("nsj,sjk,nsk->ns", mine, np.linalg.inv(curvature), mine))
 
 
 def fit(terms: Array, log_ms: Array, covariates: Array, beliefs: Beliefs, rounds: int = 4) -> Mixture:

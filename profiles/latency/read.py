@@ -169,7 +169,7 @@ class _Reader:
             self._shape(node.input[0])[2:]
         ):
             return "pool"  # over all of a plane
-        return _KINDS.get(node.op_type, node.op_type.lower())
+        return _KINDS.get(node.op_type) or str(node.op_type).lower()
 
     def _shape(self, name: str) -> Shape:
         shape = self._weights.get(name) or self._shapes.get(name)
