@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.core.errors import WorkloadError
 from secateur.core.files import write_json, writing
@@ -40,11 +40,19 @@ def document(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     return loaded
 
 
+def as_shipped(model: nn.Module) -> dict[str, Tensor]:
+    """The state as it is stored."""
+    return {
+        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for key, tensor in model.state_dict().items()
+    }
+
+
 def save(model: nn.Module, name: str, description: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write weights and description; each file is whole at every moment."""
+    """Write weights (in half precision: half the size to ship) and description; each file is whole at every moment."""
     path = folder / f"{name}.safetensors"
     with writing(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, temporary)
+        save_file(as_shipped(model), temporary)
         temporary.chmod(0o644)
     write_json(path.with_suffix(".json"), description)
     return path

@@ -62,7 +62,7 @@ def tasks() -> tuple[Task, ...]:
 
 def recipe() -> Recipe:
     """How the shipped weights were trained."""
-    return Recipe("scenes", network, tasks(), loader, epochs=24, extra=auxiliary_loss)
+    return Recipe("scenes", network, tasks(), loader, epochs=16, extra=auxiliary_loss)
 
 
 def auxiliary_loss(output: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:

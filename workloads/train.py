@@ -46,6 +46,7 @@ def run(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     model = train(recipe, epochs, options.bfloat16)
     seconds = time.monotonic() - started
+    model.load_state_dict(checkpoint.as_shipped(model))  # what is judged is what will be loaded
     test = recipe.loader("test")
     description = {
         "workload": recipe.name,

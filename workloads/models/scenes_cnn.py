@@ -1,4 +1,8 @@
-"""The multi-task CNN of the `scenes` workload: one residual encoder, one decoder with skip connections per task."""
+"""The multi-task CNN of the `scenes` workload: one residual encoder, one decoder with skip connections per task.
+
+All layers compute at half resolution or below, where channels are cheap, and are wide; a pixel shuffle makes the last
+step to full resolution.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEM = 12
-STAGES = ((24, 1, 2), (48, 2, 2), (96, 2, 2), (160, 1, 1))
-"""(channels, blocks, stride) of each encoder stage: features go from 64 to 32, 16, 8 and stay at 8 pixels."""
-DECODER = (24, 12, 8)
-"""Channels of each decoder at 16, 32 and 64 pixels."""
+STEM = 32
+STAGES = ((48, 1, 1), (96, 2, 2), (192, 2, 2))
+"""(channels, blocks, stride) of each encoder stage: features stay at 32 pixels, then go to 16 and 8."""
+DECODER = (48, 32)
+"""Channels of each decoder at 16 and 32 pixels."""
 
 
-def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -40,11 +46,11 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[N, 3, 64, 64] → features of the stem and of each stage, from fine to coarse."""
+    """[N, 3, 64, 64] → features of each stage, from fine (32 pixels) to coarse (8 pixels)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_bn_relu(3, STEM)
+        self.stem = conv_bn_relu(3, STEM, kernel=5, stride=2)
         widths = [STEM, *(channels for channels, _, _ in STAGES)]
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -57,30 +63,30 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = [self.stem(x)]
+        x, features = self.stem(x), []
         for stage in self.stages:
-            features.append(stage(features[-1]))
+            x = stage(x)
+            features.append(x)
         return features
 
 
 class Decoder(nn.Module):
-    """From the coarsest features back to 64 pixels: upsample, concatenate the skip, convolve."""
+    """From the coarsest features to 32 pixels: upsample, concatenate the skip, convolve; then four outputs per pixel
+    become 64 × 64 (pixel shuffle: Shi et al., CVPR 2016)."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        skips = (STAGES[1][0], STAGES[0][0], STEM)
-        inputs = (STAGES[-1][0], *DECODER)
+        fine, middle, coarse = (channels for channels, _, _ in STAGES)
         self.blocks = nn.ModuleList(
-            conv_bn_relu(coarse + skip, width) for coarse, skip, width in zip(inputs, skips, DECODER, strict=False)
+            (conv_bn_relu(coarse + middle, DECODER[0]), conv_bn_relu(DECODER[0] + fine, DECODER[1]))
         )
-        self.head = nn.Conv2d(DECODER[-1], outputs, 1)
+        self.head = nn.Conv2d(DECODER[1], 4 * outputs, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        stem, quarter, half, _, x = features
-        for block, skip in zip(self.blocks, (half, quarter, stem), strict=True):
+        fine, middle, x = features
+        for block, skip in zip(self.blocks, (middle, fine), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
-        result: Tensor = self.head(x)
-        return result
+        return F.pixel_shuffle(self.head(x), 2)
 
 
 class ScenesCNN(nn.Module):
