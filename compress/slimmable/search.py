@@ -79,7 +79,7 @@ class Predictor:
         """Ridge regression; residuals of left-out rows come from the hat matrix (PRESS)."""
         x = _features(widths)
         gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
-        weights: Floats = np.linalg.solve(gram, x.T @ quality)
+        weights = np.asarray(np.linalg.solve(gram, x.T @ quality), dtype=np.float64)
         leverage = np.einsum("ij,ji->i", x, np.linalg.solve(gram, x.T))
         residual = (quality - x @ weights) / np.maximum(1 - leverage, 1e-3)[:, None]
         left_out = quality - residual

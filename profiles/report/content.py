@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from secateur.core.bundle import Manifest, TaskEntry
 from secateur.core.costs import Profile
+from secateur.core.elastic import Table
 
 Picture = npt.NDArray[np.uint8]
 
@@ -49,6 +50,7 @@ class Report:
         profiles: what each target says of the compressed model, unavailable targets among them.
         profiles_before: what the same targets say of the original, matched by target and backend.
         samples: predictions to look at.
+        elastic: what the configurations of an elastic model cost and yield.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Report:
     profiles: Sequence[Profile] = ()
     profiles_before: Sequence[Profile] = ()
     samples: Sequence[Sample] = ()
+    elastic: Table | None = None
 
     @property
     def tasks(self) -> Sequence[TaskEntry]:

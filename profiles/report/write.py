@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from secateur.core.files import writing
-from secateur.profiles.report import accuracy, decisions, evidence, layers, pareto, pictures, summary, units
+from secateur.profiles.report import accuracy, decisions, evidence, layers, pareto, pictures, summary, units, widths
 from secateur.profiles.report.content import Report
 
 
@@ -28,6 +28,7 @@ SECTIONS = (
     Section("accuracy", "Accuracy against tolerance", accuracy.prepare),
     Section("samples", "Sample predictions", pictures.prepare),
     Section("pareto", "Accuracy against FLOPs", pareto.prepare),
+    Section("widths", "Widths by budget and preference", widths.prepare),
     Section("layers", "Layer by layer", layers.prepare),
     Section("decisions", "Decisions in order", decisions.prepare),
     Section("tuning", "Fine-tuning", decisions.prepare_tuning),

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.core.bundle import Bundle, Manifest, changed_bundle
+from secateur.core.elastic.files import is_elastic, read_table
 from secateur.core.errors import BundleError, WorkloadError
 from secateur.core.predict import as_args, batch_size, evaluating, predict
 from secateur.core.task import Workload
@@ -58,6 +59,7 @@ def content_of(
         profiles=measured.profiles if measured else (),
         profiles_before=measured.profiles_against if measured else (),
         samples=_samples(workload, model) if workload and model else (),
+        elastic=read_table(bundle) if is_elastic(bundle) else None,
     )
 
 
