@@ -44,8 +44,7 @@ def write_elastic(source: ElasticSource, folder: Path, layout: str = "auto") -> 
     Raises:
         ExportError: an unknown layout, or a model that ONNX cannot express.
     """
-    if layout not in LAYOUTS:
-        raise ExportError(f'unknown elastic layout "{layout}"', f"choose one of: {', '.join(LAYOUTS)}")
+    check_layout(layout)
     table = source.table
     if layout == "auto":
         layout = "if" if branches(table) <= BRANCHES else "files"
@@ -67,6 +66,12 @@ def _seal(folder: Path, table: Table, index: Mapping[str, Any]) -> Path:
     files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != INDEX}
     write_json(folder / INDEX, {**index, "files": files})
     return folder / INDEX
+
+
+def check_layout(layout: str) -> None:
+    """Raise ExportError for a layout that is none of LAYOUTS."""
+    if layout not in LAYOUTS:
+        raise ExportError(f'unknown elastic layout "{layout}"', f"choose one of: {', '.join(LAYOUTS)}")
 
 
 def branches(table: Table) -> int:

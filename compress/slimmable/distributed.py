@@ -6,11 +6,18 @@ Without torchrun's environment everything here does nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+class WorkerDone(Exception):  # noqa: N818 - no error: the first process writes the result
+    """One of several training processes, not the first, has done its part."""
 
 
 @contextmanager
@@ -30,6 +37,16 @@ def process_group() -> Iterator[tuple[int, int]]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def first_then_others(rank: int, world: int, make: Callable[[bool], T]) -> T:
+    """`make(False)` in the first process, and `make(True)` in the others once that is done."""
+    found = make(False) if rank == 0 else None
+    if world > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+    return found if found is not None else make(True)
 
 
 def average_gradients(parameters: Iterable[Tensor], world: int) -> None:

@@ -20,7 +20,7 @@ from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.round import describe_groups, gradients
-from secateur.compress.slimmable.distributed import process_group
+from secateur.compress.slimmable.distributed import WorkerDone, first_then_others, process_group
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.features import find_features
 from secateur.compress.slimmable.result import Elastic, collect_statistics, traced_inputs
@@ -30,7 +30,6 @@ from secateur.compress.slimmable.space import Space
 from secateur.compress.slimmable.tabulate import Judge, tabulate
 from secateur.compress.slimmable.train import train
 from secateur.core.budget import Budget, Tolerance
-from secateur.core.errors import StoppedError
 from secateur.core.predict import check, evaluate
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
@@ -53,7 +52,7 @@ def slim(
 
     Raises:
         BudgetError, ModelError, DataError: wrong input, found before any long work.
-        StoppedError: this is not the first of several processes, and its part, the training, is done.
+        WorkerDone: this is not the first of several processes, and its part, the training, is done.
     """
     started, settings = time.monotonic(), settings or Settings()
     check(workload)
@@ -67,12 +66,13 @@ def slim(
     names = list(space.channels(space.largest))
     stayed = sort_channels(model, groups, names, inputs, workload.task_names, settings.order, slopes)
     elastic = ElasticModel(model, space, private=settings.private_norms)
-    with process_group() as (rank, _):
-        journal = Journal(state, _identity(workload, settings, seed), resume=resume or rank > 0)
+    with process_group() as (rank, world):
+        identity = _identity(workload, settings, seed)
+        journal = first_then_others(rank, world, lambda again: Journal(state, identity, resume=resume or again))
         features = find_features(space, inputs)
         curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
     if rank > 0:
-        raise StoppedError("this process has done its part of the training")
+        raise WorkerDone
     judge = Judge(elastic, workload, settings, seed, journal)
     table = tabulate(judge, settings, seed)
     with torch.no_grad():

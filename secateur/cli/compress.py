@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.options import Budgets, Drops, Force, Resume, Seed, Targets, WorkloadName, file_name
-from secateur.cli.slimming import refuse_options, slim_work
+from secateur.cli.slimming import refuse_options, slim_work, slimmed
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import BudgetNotMetError, StoppedError
 
@@ -75,8 +75,8 @@ def compress(
             "--remove-dead": remove_dead,
         }
         refuse_options(refused)
-        return _resumable(
-            context,
+        return slimmed(
+            partial(_resumable, context),
             partial(
                 slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, targets=target,
                 seed=seed, resume=resume, force=force,

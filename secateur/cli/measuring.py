@@ -51,7 +51,7 @@ def select(
     workload: WorkloadOption = None,
     force: Force = False,
 ) -> Answer:
-    """Choose the best saved point within a budget, or the widths of an elastic model."""
+    """Choose the best saved point, or widths, within a budget."""
     weights = _weights(prefer)
     from secateur.core.elastic.files import is_elastic, read_table
 

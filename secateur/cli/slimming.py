@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,20 @@ def refuse_options(options: Mapping[str, object]) -> None:
             raise typer.BadParameter(
                 "an elastic model serves every budget: compress without it, then `secateur select`", param_hint=name
             )
+
+
+def slimmed(resumable: Callable[[Callable[[str], Bundle]], Answer], work: Callable[[str], Bundle]) -> Answer:
+    """Do the work; under torchrun, all processes train and the first one goes on."""
+
+    def first_only(command: str) -> Bundle:
+        from secateur.compress.slimmable.distributed import WorkerDone
+
+        try:
+            return work(command)
+        except WorkerDone:
+            raise typer.Exit(0) from None
+
+    return resumable(first_only)
 
 
 def slim_work(

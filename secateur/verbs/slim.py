@@ -29,7 +29,7 @@ from secateur.core.predict import as_args
 from secateur.core.progress import say, track
 from secateur.core.task import Workload
 from secateur.export.elastic_graph import ElasticSource
-from secateur.export.elastic_layouts import renew_table, write_elastic
+from secateur.export.elastic_layouts import check_layout, renew_table, write_elastic
 from secateur.export.elastic_session import ElasticSession
 from secateur.export.parity import Parity, check_parity
 from secateur.profiles.report import write_report
@@ -109,8 +109,10 @@ def slim_to_bundle(
         BudgetError, ModelError, DataError, WorkloadError, DeviceError: wrong input, found before any long work.
     """
     output, where = Path(output), places(targets)
+    check_layout(layout)
     check_output(output, force)
-    state = check_state(output, resume=resume, force=force)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    state = check_state(output, resume=resume or not first, force=force)
     workload = find_workload(workload)
     say(f"making {workload.name} elastic")
     try:

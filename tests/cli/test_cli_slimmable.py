@@ -1,0 +1,132 @@
+"""Elastic models from the command line: made, chosen from, written, exported, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shell import Secateur
+
+from secateur.cli.app import app
+from secateur.cli.run import run
+from secateur.core.bundle import Bundle
+from secateur.core.elastic.files import load_table
+from secateur.export.runtime import ElasticSession
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An elastic bundle of the workload `pair`. Not to be changed."""
+    path = tmp_path_factory.mktemp("elastic") / "pair"
+    args = ["compress", "toys:pair", "--method", "slimmable", "--widths", "0.5,1", "--epochs", "1", "-o", str(path)]
+    assert run(app, args) == 0
+    return path
+
+
+def test_the_bundle_is_whole_and_holds_table_files_and_report(made: Path) -> None:
+    bundle = Bundle.open(made)
+    assert bundle.verify() == []
+    assert bundle.manifest.method == "slimmable"
+    assert not made.with_name("pair.state").exists()
+    table = load_table(made / "elastic.json")
+    assert table.tasks == ("depth", "kind")
+    assert table.latency["cpu"].source == "measured"
+    assert 'id="wb0"' in (made / "report.html").read_text()
+    session = ElasticSession(made / "elastic")
+    found = session.run(np.zeros((1, 3, 8, 8), dtype=np.float32))
+    assert found["depth"].shape == (1, 1, 8, 8)
+    assert session.controller.table.latency["cpu"].original_ms == table.latency["cpu"].original_ms
+
+
+def test_select_answers_with_widths(made: Path, secateur: Secateur) -> None:
+    done = secateur("select", made, "--budget", "flops<=60%", "--prefer", "depth=2", "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    assert document["budget_met"] is True
+    assert document["widths"] == {"encoder1": 0.5}
+    assert set(document["expected"]["metrics"]) == {"depth", "kind"}
+    assert document["expected"]["flops"] <= 0.6 * load_table(made / "elastic.json").original.flops
+    assert document["expected"]["latency_ms"] > 0
+    assert "encoder1" in secateur("select", made, "--budget", "latency<=1s").out
+
+
+def test_a_budget_below_the_smallest_offers_it_and_exits_with_3(made: Path, secateur: Secateur) -> None:
+    done = secateur("select", made, "--budget", "flops<=1%", "--json")
+    assert done.code == 3
+    assert done.document["budget_met"] is False
+    assert done.document["widths"] == {"encoder1": 0.5}
+    assert done.document["error"]["kind"] == "budget_not_met"
+    assert "the nearest give flops<=1%:" in done.document["error"]["message"]
+
+
+def test_one_task_alone_costs_less(made: Path, secateur: Secateur) -> None:
+    both, one = (
+        secateur("select", made, "--budget", "flops<=60%", *more, "--json").document["expected"]["flops"]
+        for more in ((), ("--tasks", "kind"))
+    )
+    assert one < both
+
+
+def test_the_choice_becomes_a_static_bundle(made: Path, folder: Path, secateur: Secateur) -> None:
+    done = secateur("select", made, "--budget", "flops<=60%", "-o", "small", "--json")
+    assert done.code == 0, done.err
+    bundle = Bundle.open(folder / "small")
+    manifest = bundle.manifest
+    assert done.document["bundle"] == "small"
+    assert manifest.point.costs.flops == done.document["expected"]["flops"] < manifest.before.flops
+    assert manifest.point.costs.params == done.document["expected"]["params"]
+    assert manifest.budget_met
+    assert [artefact.format for artefact in manifest.artefacts] == ["onnx"]
+    again = secateur("select", "small", "--budget", "flops<=60%", "--objective", "paper")
+    again.refused(2, "small is static; choose among its 1 point")
+
+
+def test_elastic_files_can_be_written_elsewhere(made: Path, folder: Path, secateur: Secateur) -> None:
+    done = secateur("export", made, "--to", "elastic", "-o", "device", "--json")
+    assert done.code == 0, done.err
+    assert done.document["artefacts"][0]["parity"]["max_abs"] < 1e-4
+    assert ElasticSession(folder / "device").tasks == ("depth", "kind")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--budget", "flops<=60%", "--prefer", "dept=2"), 'no task "dept"'),
+        (("--budget", "flops<=60%", "--prefer", "depth=-1"), 'the weight of "depth" is -1'),
+        (("--budget", "flops<=60%", "--tasks", "edges"), 'no task "edges"'),
+        (("--budget", "latency<=8ms", "--target", "fpga:zcu102"), 'no latencies of "fpga:zcu102"'),
+        (("--budget", "energy<=8mJ"), "no figures of energy"),
+        (("--budget", "flops<=60%", "--objective", "best"), "unknown objective"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(made: Path, secateur: Secateur, args: tuple[str, ...], words: str) -> None:
+    secateur("select", made, *args).refused(2, words)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--widths", "0.5,two"), 'cannot read "0.5,two"'),
+        (("--widths", "1"), "there is one width only"),
+        (("--widths", "0,1"), "a width is 0"),
+        (("--budget", "flops<=40%"), "serves every budget"),
+        (("--layout", "zip", "--epochs", "0", "--widths", "0.5"), "unknown elastic layout"),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_refused(secateur: Secateur, args: tuple[str, ...], words: str) -> None:
+    done = secateur("compress", "toys:pair", "--method", "slimmable", *args)
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_a_static_bundle_is_named_as_such(finished: Path, secateur: Secateur) -> None:
+    secateur("select", finished, "--budget", "flops<=60%", "--tasks", "depth").refused(2, "is static", "points")
+    secateur("export", finished, "--to", "elastic", "-o", "x").refused(2, "is static")
+
+
+def test_a_changed_table_is_refused(made: Path, folder: Path, secateur: Secateur) -> None:
+    copied = shutil.copytree(made, folder / "copy")
+    (copied / "elastic.json").write_text((copied / "elastic.json").read_text() + " ")
+    secateur("select", copied, "--budget", "flops<=60%").refused(2, "elastic.json was changed or truncated")
