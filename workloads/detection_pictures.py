@@ -52,8 +52,13 @@ class Renderer:
         pen = ImageDraw.Draw(picture)
         for kind, box in _chosen(rows, len(self.classes)):
             colour = tuple(PALETTE[2 + kind % (len(PALETTE) - 2)].tolist()) if task == "class" else (64, 64, 64)
+            faint = rows.shape[1] == 4
             x, y, width, height = (SIDE * box).tolist()
-            pen.rectangle((x - width / 2, y - height / 2, x + width / 2, y + height / 2), outline=colour, width=2)
+            pen.rectangle(
+                (x - width / 2, y - height / 2, x + width / 2, y + height / 2),
+                outline=(208, 208, 208) if faint else colour,
+                width=1 if faint else 2,
+            )
             if task == "class":
                 pen.text((x, y), self.classes[kind], colour, anchor="mm")
         return np.asarray(picture)
@@ -63,7 +68,7 @@ def _chosen(rows: Tensor, classes: int) -> list[tuple[int, Tensor]]:
     """(class, box) of what is to be drawn."""
     if rows.shape[1] == 4:
         return [(0, row) for row in rows]
-    if len(rows) < 100 and (rows[:, 0] == rows[:, 0].round()).all():  # a target: class and box
+    if rows.shape[1] == 5 and (rows[:, 0] == rows[:, 0].round()).all():  # a target: class and box
         return [(int(row[0]), row[1:]) for row in rows if row[0] >= 0]
     found = detections(rows[None], SURE)
     sure = found.scores[0] >= 0

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from secateur.core.errors import WorkloadError
 from secateur.workloads import scenes_detect
 from secateur.workloads.average_precision import MeanAveragePrecision
 from secateur.workloads.boxes import iou
 from secateur.workloads.detection_losses import AssignedIoU, assign, box_loss, class_loss, objectness_loss
+from secateur.workloads.detection_pictures import Renderer
 from secateur.workloads.models.two_stage import Proposals, RegionHead, TwoStage, best_boxes, roi_align
 from secateur.workloads.models.yolo import Detect
 from secateur.workloads.scene_boxes import LEAST, visible_boxes
@@ -151,6 +153,21 @@ def test_pictures_without_an_object_still_have_losses() -> None:
     values.sum().backward()
     assert values.tolist() == [0, pytest.approx(values[1].item()), 0]
     assert values[1] > 0
+
+
+def test_a_target_and_a_perfect_prediction_are_drawn_alike() -> None:
+    render = Renderer(KINDS)
+    wanted = target((1, 20.0, 20.0, 10.0, 14.0), (3, 48.0, 40.0, 18.0, 20.0), (-1, 0.0, 0.0, 0.0, 0.0))
+    found = perfect(wanted)
+    for task, rows in (("objectness", found[0, :, :5]), ("class", found[0])):
+        drawn, expected = render(task, rows), render(task, wanted[0])
+        assert np.array_equal(drawn, expected)
+        assert drawn.shape == (192, 192, 3)
+        assert (drawn[3 * 13, 3 * 20] < 255).any(), "the upper side of the first box"
+    assert render("box", found[0, :, :4]).min() == 208
+    assert np.array_equal(render("input", torch.zeros(3, 64, 64)), np.zeros((192, 192, 3), np.uint8))
+    with pytest.raises(WorkloadError, match="no picture"):
+        render("smell", wanted)
 
 
 def test_roi_align_of_a_ramp_is_the_coordinate() -> None:
