@@ -6,6 +6,7 @@ Each lives in a module of its own under `secateur.verbs`; the command line types
 from __future__ import annotations
 
 from secateur.verbs.benchmark import Benchmark, benchmark
+from secateur.verbs.calibrate import CalibrationReport, calibrate
 from secateur.verbs.compress import compress_to_bundle
 from secateur.verbs.export import Artefact, export
 from secateur.verbs.farm import FarmReport, farm
@@ -20,12 +21,14 @@ from secateur.verbs.verify import Verification, verify
 __all__ = [
     "Artefact",
     "Benchmark",
+    "CalibrationReport",
     "FarmReport",
     "Inspection",
     "Loaded",
     "Selection",
     "Verification",
     "benchmark",
+    "calibrate",
     "compress_to_bundle",
     "export",
     "farm",

@@ -56,6 +56,14 @@ def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] 
     return _Reader(model.graph, Path(path)).operators()
 
 
+def read_onnx_bytes(content: bytes) -> list[Operator]:
+    """The same for a file in memory, whose shapes are all fixed."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
+    return _Reader(model.graph, Path("model.onnx")).operators()
+
+
 def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
     import onnx
     from google.protobuf.message import DecodeError

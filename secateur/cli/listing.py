@@ -10,6 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from secateur.targets.registry import TargetStatus
+    from secateur.verbs.calibrate import CalibrationReport
     from secateur.verbs.export import Artefact
     from secateur.verbs.inspect import Inspection
     from secateur.verbs.verify import Verification
@@ -94,3 +95,10 @@ def show_verification(console: Console, found: Verification) -> None:
         console.print(f"{path} was not run: {reason}", soft_wrap=True)
     if found.skipped:
         console.print(f"artefacts were not run: {found.skipped}", soft_wrap=True)
+
+
+def show_calibration(console: Console, found: CalibrationReport) -> None:
+    """How much was measured, how well it predicts, and where it lies."""
+    error = "" if found.error_pct is None else f"; others are predicted with a median error of {found.error_pct:g} %"
+    console.print(f"{found.runtime}: {found.operators} operators and {found.networks} networks measured{error}")
+    console.print(found.path, style="dim", soft_wrap=True)

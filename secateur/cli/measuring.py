@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     verb(app)(select)
     verb(app)(benchmark)
     verb(app)(targets)
+    verb(app)(calibrate)
 
 
 def select(
@@ -147,3 +148,21 @@ def _shape(text: str) -> tuple[str, list[int]]:
     if match is None:
         raise typer.BadParameter(f'cannot read "{text}"; for example: input=1x3x64x64', param_hint="--shape")
     return match[1], [int(size) for size in re.split("[x,]", match[2])]
+
+
+def calibrate(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="cpu (ONNX Runtime) or mobile (ncnn), on this machine.")
+    ],
+    minutes: Annotated[float, typer.Option("--minutes", help="At most; a later run goes on from here.")] = 10.0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Inside of one operator.")] = 1,
+) -> Answer:
+    """Measure operators on this machine, so that models can be predicted without being run.
+
+    Stop it at any time: what was measured is kept.
+    """
+    from secateur.api import calibrate as measure_operators
+    from secateur.cli.listing import show_calibration
+
+    found = measure_operators(target, minutes, threads)
+    return Answer(found.as_json(), lambda console: show_calibration(console, found))

@@ -1,0 +1,199 @@
+"""How far predicted latencies can be trusted: published devices, soft cores, and this machine's calibration.
+
+    python benchmarks/latency.py published      # leaves networks out; writes results/latency-published.json, plots
+    python benchmarks/latency.py calibrated cpu # 100 variants of three unseen networks, measured now and predicted
+
+The second wants `secateur calibrate cpu` (or mobile) to have run, and a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from secateur.core import machine
+from secateur.core.files import write_json
+from secateur.profiles.latency.fit import Fold, leave_one_out
+from secateur.profiles.latency.fit_soft_core import leave_one_out as leave_cores_out
+from secateur.profiles.latency.published import published
+from secateur.profiles.latency.read import read_onnx_bytes
+from secateur.profiles.latency.tables import networks
+from secateur.targets.calibration.meters import METERS
+from secateur.targets.calibration.run import read
+from secateur.targets.calibration.sketch import Sketch, Value
+
+HERE = Path(__file__).parent
+VARIANTS = 100
+
+
+def summary(errors: np.ndarray) -> dict[str, float]:
+    """Of relative errors: median in percent, and shares within 10 and 20 %."""
+    absolute = np.abs(errors[np.isfinite(errors)])
+    return {
+        "predictions": int(absolute.size),
+        "median_error_pct": round(100 * float(np.median(absolute)), 2),
+        "within_10_pct": round(100 * float(np.mean(absolute < 0.1)), 1),
+        "within_20_pct": round(100 * float(np.mean(absolute < 0.2)), 1),
+    }
+
+
+def of_fold(fold: Fold) -> dict[str, object]:
+    known = np.isfinite(fold.log_ms)
+    errors = np.where(known, fold.errors, np.nan)
+    found: dict[str, object] = {**summary(errors), "interval_90_holds_pct": round(100 * fold.coverage(), 1)}
+    found["by_network"] = {
+        name: {**summary(row), "bias_pct": round(100 * float(np.nanmedian(row)), 1)}
+        for name, row in zip(fold.names, errors, strict=True)
+    }
+    if fold.settings[0].backend == "cpu":
+        threads = np.array([each.threads for each in fold.settings])
+        for label, chosen in (("1", threads == 1), ("2-4", (threads > 1) & (threads < 5)), ("5+", threads > 4)):
+            found[f"threads_{label}"] = summary(errors[:, chosen])
+    return found
+
+
+def new_devices(count: int, seed: int = 0) -> dict[str, float]:
+    """A device treated as new: its setting predicted from `count` networks measured on it, all others are the test.
+
+    The population was fitted with this device in it, one of 173 settings; see the text in docs/latency.md.
+    """
+    population, random, errors = published("cpu"), np.random.default_rng(seed), []
+    from secateur.profiles.latency.tables import latencies
+
+    settings, names, ms = latencies("cpu")
+    for index in range(0, len(settings), 3):
+        have = np.flatnonzero(np.isfinite(ms[:, index]))
+        given = random.choice(have, count, replace=False)
+        rows = [(networks()[names[each]], float(ms[each, index])) for each in given]
+        device = population.adapt(rows, settings[index].threads)
+        rest = [each for each in have if each not in given]
+        errors += [device.predict(networks()[names[each]]).ms / ms[each, index] - 1 for each in rest]
+    return summary(np.array(errors))
+
+
+def run_published() -> None:
+    document: dict[str, object] = {"command": "python benchmarks/latency.py published"}
+    for backend in ("cpu", "vulkan"):
+        fold = leave_one_out(backend)  # type: ignore[arg-type]
+        document[backend] = of_fold(fold)
+        plot(fold, HERE.parent / "docs" / f"latency-{backend}.svg")
+    rows, predicted = leave_cores_out()
+    document["soft_core"] = summary(predicted / np.array([row.ms for row in rows]) - 1)
+    document["new_device"] = {f"{count}_networks_measured": new_devices(count) for count in (1, 3, 5, 8)}
+    write_json(HERE / "results" / "latency-published.json", document)
+    for name in ("cpu", "vulkan", "soft_core", "new_device"):
+        print(name, document[name] if name != "cpu" else {k: v for k, v in document[name].items() if k != "by_network"})  # type: ignore[attr-defined]
+
+
+def plot(fold: Fold, path: Path) -> None:
+    """Errors of each network over all settings, as boxes."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "secateur"
+    from matplotlib import pyplot as plt
+
+    errors = [100 * row[np.isfinite(known)] for row, known in zip(fold.errors, fold.log_ms, strict=True)]
+    order = np.argsort([np.median(np.abs(each)) for each in errors])
+    figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
+    axis.boxplot([errors[index] for index in order], orientation="horizontal", whis=(5, 95), showfliers=False)
+    axis.set_yticks(range(1, len(order) + 1), [fold.names[index] for index in order], fontsize=8)
+    axis.axvspan(-10, 10, alpha=0.15)
+    axis.axvline(0, linewidth=0.5)
+    axis.set_xlim(-70, 70)
+    axis.set_xlabel("error of the prediction, % (box: half of the devices; whiskers: 90 %)")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def residual(width: Callable[[int], int]) -> Sketch:
+    """A ResNet-18 at 96 pixels, every width as asked."""
+    sketch = Sketch((3, 96, 96))
+    x = sketch.pool(sketch.conv(sketch.input, width(48), 7, 2, relu=True))
+    for stage, channels in enumerate((64, 128, 192, 320)):
+        outs = width(channels)
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            hidden = sketch.conv(x, width(channels), 3, stride, relu=True)
+            y = sketch.conv(hidden, outs, 3)
+            x = y if block == 0 else sketch.activation(sketch.add(y, x), "relu")
+    return sketch.finish(sketch.linear(sketch.pool(x, whole=True), 100))
+
+
+def mobile(width: Callable[[int], int]) -> Sketch:
+    """A MobileNetV3-like network at 128 pixels."""
+    sketch = Sketch((3, 128, 128))
+    x = sketch.conv(sketch.input, width(16), 3, 2, relu=True)
+    for channels, repeats, kernel, stride in ((24, 2, 3, 2), (40, 3, 5, 2), (96, 3, 3, 2), (160, 2, 5, 2)):
+        outs = width(channels)
+        for block in range(repeats):
+            hidden = width(5 * channels)
+            y: Value = sketch.activation(sketch.conv(x, hidden), "hswish")
+            y = sketch.conv(y, hidden, kernel, stride if block == 0 else 1, depthwise=True)
+            y = sketch.conv(sketch.activation(y, "hswish"), outs)
+            x = sketch.add(y, x) if block else y
+    return sketch.finish(sketch.linear(sketch.pool(x, whole=True), 100))
+
+
+def dense(width: Callable[[int], int]) -> Sketch:
+    """A SqueezeNet-like network at 160 pixels: concatenated branches, no shortcuts."""
+    sketch = Sketch((3, 160, 160))
+    x = sketch.pool(sketch.conv(sketch.input, width(64), 3, 2, relu=True))
+    for squeeze, expand, pooled in (
+        (16, 64, False),
+        (24, 96, True),
+        (48, 160, False),
+        (64, 224, True),
+        (80, 256, False),
+    ):
+        hidden = sketch.conv(x, width(squeeze), relu=True)
+        one, three = sketch.conv(hidden, width(expand), relu=True), sketch.conv(hidden, width(expand), 3, relu=True)
+        x = sketch.concat(one, three)
+        x = sketch.pool(x) if pooled else x
+    return sketch.finish(sketch.linear(sketch.pool(x, whole=True), 100))
+
+
+def run_calibrated(target: str) -> None:
+    calibration, meter = read(target), METERS[target](1)
+    model, random = calibration.model(), np.random.default_rng(20)
+    measured, predicted, names = [], [], []
+    for index in range(VARIANTS):
+        family = (residual, mobile, dense)[index % 3]
+        pruned = index % 2 == 1  # any count, or multiples of eight as slimmable widths have
+
+        def width(channels: int, pruned: bool = pruned) -> int:
+            kept = random.uniform(0.3, 1.0) * channels
+            return max(4, round(kept)) if pruned else max(8, 8 * round(kept / 8))
+
+        sketch = family(width)
+        measured.append(meter.model(sketch))
+        predicted.append(model.predict(read_onnx_bytes(sketch.onnx())).ms)
+        names.append(family.__name__)
+    errors = np.array(predicted) / np.array(measured) - 1
+    document: dict[str, object] = {
+        "command": f"python benchmarks/latency.py calibrated {target}", "machine": machine.describe(),
+        "runtime": calibration.version,
+        "operators": len(calibration.operators), "networks": len(calibration.models),
+        **summary(errors), "measured_ms": np.round(measured, 4).tolist(), "predicted_ms": np.round(predicted, 4).tolist(),
+        "family": names,
+    }  # fmt: skip
+    for name in sorted(set(names)):
+        document[name] = summary(errors[[each == name for each in names]])
+    write_json(HERE / "results" / f"latency-calibrated-{target}.json", document)
+    print({key: value for key, value in document.items() if key not in ("measured_ms", "predicted_ms", "family")})
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["published", "calibrated"])
+    parser.add_argument("target", nargs="?", default="cpu", choices=sorted(METERS))
+    given = parser.parse_args(arguments)
+    run_published() if given.what == "published" else run_calibrated(given.target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Calibration: operators measured on a device, until a model of it predicts others."""

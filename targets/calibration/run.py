@@ -1,0 +1,175 @@
+"""calibrate: measure operators and whole networks on this machine, round by round, where the model still errs.
+
+    calibrate("cpu", limit_s=600)       # goes on where an earlier run stopped
+    calibrated("cpu").predict(read_onnx("model.onnx"))
+
+Measurements are appended to one file in the user's cache folder for each runtime, version, threads and CPU model, as
+they are made, so a run can be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.core import machine
+from secateur.core.errors import DeviceError
+from secateur.profiles.latency.kernels import KernelModel, cross_errors
+from secateur.profiles.latency.operators import Operator, Shape
+from secateur.profiles.latency.read import read_onnx_bytes
+from secateur.targets.calibration.meters import METERS, Meter
+from secateur.targets.calibration.networks import network
+from secateur.targets.calibration.sampling import draw, worst
+
+FIRST, ROUND, WHOLE = 400, 100, 60
+"""Operators drawn before the first look at errors, in each later round, and whole networks measured."""
+GOOD_ENOUGH = 0.05
+"""Median error of operators at which refinement ends."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured: operators and whole networks, each with its milliseconds."""
+
+    path: Path
+    version: str
+    operators: list[tuple[Operator, float]]
+    models: list[tuple[list[Operator], float]]
+
+    def model(self) -> KernelModel:
+        """Learn from it."""
+        fitted = KernelModel.fit(self.operators)
+        return fitted.with_models(self.models) if len(self.models) >= 5 else fitted
+
+    def error_pct(self) -> float:
+        """Median error of operators that took no part in learning."""
+        return 100 * float(np.median(np.abs(np.expm1(cross_errors(self.operators)))))
+
+
+def calibrate(
+    target: str, limit_s: float = 600.0, threads: int = 1, progress: Callable[[str, int], None] = lambda *_: None
+) -> Calibration:
+    """Measure until the model is good or the time is over.
+
+    Args:
+        limit_s: seconds of this run.
+        progress: called with what is done and how many measurements there are.
+
+    Raises:
+        DeviceError: operators of this target cannot be measured here.
+        MissingExtraError: its runtime is not installed.
+    """
+    meter, end = _meter(target, threads), time.monotonic() + limit_s
+    found = read(target, threads)
+    found.path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(len(found.operators) + 1009 * len(found.models))
+    with found.path.open("a", encoding="utf-8") as file:
+        _whole(found, meter, random, file, WHOLE // 3, end)
+        while time.monotonic() < end:
+            batch = _batch(found, random)
+            if not batch:
+                break
+            progress("operators", len(found.operators))
+            for operator in batch:
+                if time.monotonic() > end:
+                    break
+                ms = meter.operator(operator)
+                found.operators.append((operator, ms))
+                _append(file, {"operator": asdict(operator), "ms": ms})
+            if len(found.operators) >= FIRST:
+                _whole(found, meter, random, file, WHOLE, end)
+    progress("done", len(found.operators))
+    calibrated.cache_clear()
+    return found
+
+
+@cache
+def calibrated(target: str, threads: int = 1) -> KernelModel | None:
+    """The model of this machine's calibration, None where it was not calibrated."""
+    if target not in METERS:
+        return None
+    found = read(target, threads)
+    return found.model() if len(found.operators) >= FIRST // 2 else None
+
+
+def read(target: str, threads: int = 1) -> Calibration:
+    """What was measured so far; a line that was cut off by a stopped run is left out."""
+    version = _meter(target, threads).version
+    path = store(target, version)
+    operators, models = [], []
+    for entry in _entries(path):
+        if "operator" in entry:
+            operators.append((_operator(entry["operator"]), float(entry["ms"])))
+        elif "model" in entry:
+            models.append(([_operator(each) for each in entry["model"]], float(entry["ms"])))
+    return Calibration(path, version, operators, models)
+
+
+def store(target: str, version: str) -> Path:
+    """The file of measurements, one for each runtime, version, threads and CPU model."""
+    from platformdirs import user_cache_path
+
+    folder = Path(os.environ.get("SECATEUR_CACHE") or user_cache_path("secateur", appauthor=False)) / "calibration"
+    key = hashlib.sha256(f"{version}|{machine.describe()['cpu']}".encode()).hexdigest()[:12]
+    return folder / f"{target}-{key}.jsonl"
+
+
+def _batch(found: Calibration, random: np.random.Generator) -> list[Operator]:
+    """The next operators to measure; none when the model is good."""
+    missing = FIRST - len(found.operators)
+    if missing > 0:
+        return [draw(random) for _ in range(missing)]
+    errors = cross_errors(found.operators)
+    if float(np.median(np.abs(errors))) <= GOOD_ENOUGH:
+        return []
+    return worst([operator for operator, _ in found.operators], errors.tolist(), ROUND, random)
+
+
+def _whole(found: Calibration, meter: Meter, random: np.random.Generator, file: Any, count: int, end: float) -> None:
+    while len(found.models) < count and time.monotonic() < end:
+        sketch = network(random)
+        operators, ms = read_onnx_bytes(sketch.onnx()), meter.model(sketch)
+        found.models.append((operators, ms))
+        _append(file, {"model": [asdict(each) for each in operators], "ms": ms})
+
+
+def _meter(target: str, threads: int) -> Meter:
+    if target not in METERS:
+        raise DeviceError(
+            f'operators of "{target}" cannot be measured from here', f"calibrate one of: {', '.join(METERS)}"
+        )
+    return METERS[target](threads)
+
+
+def _append(file: Any, entry: dict[str, Any]) -> None:
+    file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+    file.flush()
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("ms"), float) and entry["ms"] > 0:
+            yield entry
+
+
+def _operator(entry: dict[str, Any]) -> Operator:
+    def shape(sizes: Sequence[int]) -> Shape:
+        return tuple(int(size) for size in sizes)
+
+    entry = {**entry, "inputs": tuple(map(shape, entry["inputs"])), "output": shape(entry["output"])}
+    return Operator(**{**entry, "kernel": (entry["kernel"][0], entry["kernel"][1])})

@@ -1,0 +1,149 @@
+"""Calibration: what is measured is kept, a stopped run goes on, and what a kernel does is learned with its steps."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from secateur.core.errors import DeviceError
+from secateur.profiles.latency.kernels import KernelModel, with_channels
+from secateur.profiles.latency.operators import Operator
+from secateur.profiles.latency.read import read_onnx_bytes
+from secateur.targets.calibration import run
+from secateur.targets.calibration.meters import METERS, NcnnMeter, OnnxRuntimeMeter
+from secateur.targets.calibration.networks import network
+from secateur.targets.calibration.sampling import LARGEST_MACS, convolution, draw, near
+from secateur.targets.calibration.sketch import Sketch, operator_sketch
+
+
+def truth(operator: Operator) -> float:
+    """A machine whose convolutions fill vectors of 16 output channels."""
+    ins, outs = operator.channels
+    if operator.kind != "conv" or operator.depthwise:
+        return 1e-3 + 2e-9 * (operator.elements_in + operator.elements_out)
+    return 2e-3 + operator.pixels * ins * -(-outs // 16) * 16 * operator.taps / 1e8
+
+
+class FakeMeter:
+    """Times that are computed; stops when it is told to."""
+
+    version = "fake 1"
+    left = 10**9
+
+    def operator(self, operator: Operator) -> float:
+        if FakeMeter.left <= 0:
+            raise KeyboardInterrupt
+        FakeMeter.left -= 1
+        return truth(operator)
+
+    def model(self, sketch: Sketch) -> float:
+        return 0.05 + 1.2 * sum(map(truth, read_onnx_bytes(sketch.onnx())))
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    monkeypatch.setitem(METERS, "cpu", lambda threads: FakeMeter())
+    monkeypatch.setattr(run, "FIRST", 40)
+    monkeypatch.setattr(run, "ROUND", 20)
+    monkeypatch.setattr(run, "WHOLE", 9)
+    FakeMeter.left = 10**9
+    run.calibrated.cache_clear()
+
+
+def test_a_stopped_run_goes_on_and_a_cut_line_is_dropped() -> None:
+    FakeMeter.left = 25
+    with pytest.raises(KeyboardInterrupt):
+        run.calibrate("cpu")
+    path = run.read("cpu").path
+    assert len(run.read("cpu").operators) == 25
+    path.write_text(path.read_text()[:-7])
+    assert len(run.read("cpu").operators) == 24
+    FakeMeter.left = 16
+    with pytest.raises(KeyboardInterrupt):
+        run.calibrate("cpu")
+    assert len(run.read("cpu").operators) >= 39
+    assert run.read("cpu").operators[0][0].kind
+
+
+def test_measurements_are_apart_by_runtime_and_threads() -> None:
+    assert run.store("cpu", "a 1, threads 1") != run.store("cpu", "a 2, threads 1")
+    with pytest.raises(DeviceError, match="cannot be measured"):
+        run.calibrate("fpga:zcu102")
+    assert run.calibrated("cpu") is None
+    assert run.calibrated("mobile:raspberry-pi-5") is None
+
+
+def rows(count: int) -> list[tuple[Operator, float]]:
+    random = np.random.default_rng(3)
+    found = [draw(random) for _ in range(count)]
+    found += [convolution(64, outs, 14, 3, 1) for outs in range(16, 97)]
+    return [(operator, truth(operator)) for operator in found]
+
+
+def test_steps_are_where_a_vector_ends() -> None:
+    model = KernelModel.fit(rows(150))
+    steps = model.steps(convolution(64, 96, 14, 3, 1))
+    assert steps[-1] == 96
+    assert {32, 48, 64, 80} <= set(steps)
+    between = [count for count in steps if 20 <= count <= 96]
+    assert sum(count % 16 == 0 for count in between) >= 0.7 * len(between)
+
+
+def test_whole_networks_teach_the_scale_and_the_start() -> None:
+    random = np.random.default_rng(1)
+    model = KernelModel.fit(rows(250))
+    networks = [read_onnx_bytes(network(random).onnx()) for _ in range(12)]
+    whole = model.with_models([(each, 0.05 + 1.2 * sum(model.layers(each))) for each in networks])
+    assert whole.scale == pytest.approx(1.2, rel=0.01)
+    assert whole.start_ms == pytest.approx(0.05, rel=0.05)
+    found = whole.predict(networks[0])
+    assert found.low < found.ms < found.high
+    assert sum(found.shares.values()) <= 1.0 + 1e-9
+
+
+def test_what_is_drawn_can_be_measured_and_neighbours_stay_small() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        operator = draw(random)
+        assert operator.macs <= LARGEST_MACS
+        assert near(operator, random).kind == operator.kind
+    halved = with_channels(convolution(64, 64, 8, 3, 1), "in", 32)
+    assert halved.macs == convolution(32, 64, 8, 3, 1).macs
+    assert with_channels(convolution(8, 8, 4, 3, 1, depthwise=True), "out", 5).depthwise
+
+
+def test_a_sketch_is_what_it_says() -> None:
+    random = np.random.default_rng(5)
+    for _ in range(6):
+        sketch = network(random)
+        session = onnxruntime.InferenceSession(sketch.onnx(), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"x": np.zeros((1, *sketch.input.shape), np.float32)})
+        assert found.shape == (1, *sketch.output.shape)
+        assert read_onnx_bytes(sketch.onnx())[0].inputs[0] == sketch.input.shape
+
+
+def test_operators_are_timed_in_onnx_runtime() -> None:
+    meter = OnnxRuntimeMeter()
+    shape = (16, 8, 8)
+    for operator in (
+        convolution(16, 24, 8, 3, 1), convolution(17, 17, 8, 3, 1, depthwise=True),
+        Operator("elementwise", (shape, shape), shape), Operator("concat", (shape, shape), (32, 8, 8)),
+        Operator("linear", ((16,),), (10,), weights=160), Operator("activation", (shape,), shape, function="swish"),
+    ):  # fmt: skip
+        assert meter.operator(operator) > 0
+    assert meter.operator(convolution(64, 64, 32, 3, 1)) > 3 * meter.operator(convolution(8, 8, 8, 1, 1))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ncnn") is None, reason="needs ncnn")
+def test_a_sketch_computes_the_same_shapes_in_ncnn() -> None:
+    meter, random = NcnnMeter(), np.random.default_rng(2)
+    for _ in range(4):
+        assert meter.model(network(random)) > 0
+    for operator in (convolution(16, 24, 8, 3, 1), Operator("elementwise", ((8, 4, 4),) * 2, (8, 4, 4))):
+        assert meter.operator(operator) > 0
+    assert "Split x_split" in operator_sketch(Operator("elementwise", ((8, 4, 4),) * 2, (8, 4, 4))).ncnn()
