@@ -178,8 +178,8 @@ def run_calibrated(target: str) -> None:
         "command": f"python benchmarks/latency.py calibrated {target}", "machine": machine.describe(),
         "runtime": calibration.version,
         "operators": len(calibration.operators), "networks": len(calibration.models),
-        **summary(errors), "measured_ms": np.round(measured, 4).tolist(), "predicted_ms": np.round(predicted, 4).tolist(),
-        "family": names,
+        **summary(errors), "family": names,
+        "measured_ms": np.round(measured, 4).tolist(), "predicted_ms": np.round(predicted, 4).tolist(),
     }  # fmt: skip
     for name in sorted(set(names)):
         document[name] = summary(errors[[each == name for each in names]])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ from secateur.profiles.latency.operators import CONVOLUTIONS, Operator
 Array = NDArray[np.float64]
 FEW = 12
 """Rows below which a kernel has the physical estimate alone."""
+EACH_MS, START_MS, SHRINK = 1e-3, 1e-2, 0.3
+"""Units of what a model adds for each operator and for a call, and how strongly scales are held to 1."""
 FALLBACK = {
     "grouped": "conv", "deconv": "conv", "matmul": "linear", "slice": "concat", "shuffle": "concat", "resize": "concat",
     "reduce": "pool", "norm": "elementwise", "lrn": "activation", "softmax": "activation", "layernorm": "activation",
@@ -40,6 +42,12 @@ def kernel(operator: Operator) -> str:
     if operator.kind in CONVOLUTIONS and operator.groups > 1:
         return "grouped"
     return operator.kind
+
+
+def _part(operator: Operator) -> str:
+    """What shares a scale in whole models: kernels, those of one pixel apart from wider ones."""
+    name = kernel(operator)
+    return "pointwise" if name == "conv" and operator.taps == 1 else name
 
 
 def physics(operator: Operator) -> Array:
@@ -84,10 +92,15 @@ class _Learner:
 
 @dataclass(frozen=True)
 class KernelModel:
-    """Learners by kernel, and how whole models relate to the sum of their operators: ms = scale x sum + start."""
+    """Learners by kernel, and how whole models relate to their operators.
+
+    ms = sum of scales[kernel] x operator + each_ms x operators + start_ms; the latter two may be negative, since a
+    profiler adds to what it times.
+    """
 
     learners: Mapping[str, _Learner]
-    scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+    each_ms: float = 0.0
     start_ms: float = 0.0
     model_spread: float = 0.08
 
@@ -106,22 +119,43 @@ class KernelModel:
         return cls({name: _learn(group, seed) for name, group in groups.items()})
 
     def with_models(self, measured: Sequence[tuple[Sequence[Operator], float]]) -> KernelModel:
-        """Also learn from whole models what operators alone do not tell: layout changes, the call itself."""
-        sums = np.array([sum(self.layers(operators)) for operators, _ in measured])
-        ms = np.array([each for _, each in measured])
-        design, weight, found = np.stack([sums, np.ones_like(sums)], 1) / ms[:, None], np.ones(len(ms)), np.zeros(2)
-        from scipy.optimize import nnls
+        """Also learn from whole models what operators alone do not tell: layout changes, fusion, the call itself."""
+        from scipy.optimize import lsq_linear
 
-        for _ in range(5):  # robust: Cauchy weights on relative errors
-            found, _norm = nnls(design * weight[:, None], weight)
+        names = sorted({_part(each) for operators, _ in measured for each in operators})
+        ms = np.array([each for _, each in measured])
+        design = np.stack([self._sums(operators, names) for operators, _ in measured]) / ms[:, None]
+        size = np.sqrt((design**2).mean(0)) * np.array([1.0] * len(names) + [0.1, 0.1])
+        expected = np.array([1.0] * len(names) + [0.0, 0.0])
+        low = np.array([0.0] * len(names) + [-2 * EACH_MS, -2 * START_MS]) / [*[1.0] * len(names), EACH_MS, START_MS]
+        tie = SHRINK * np.sqrt(len(ms)) * np.diag(np.maximum(size, 1e-9))
+        weight, found, rest = np.ones(len(ms)), expected, np.zeros(len(ms))
+        for _ in range(6):  # robust: Cauchy weights on relative errors
+            rows, wanted = np.vstack([design * weight[:, None], tie]), np.concatenate([weight, tie @ expected])
+            found = lsq_linear(rows, wanted, bounds=(low, np.full(len(low), 3.0))).x
             rest = design @ found - 1
             scale = max(1.48 * float(np.median(np.abs(rest))), 0.01)
             weight = 1 / np.sqrt(1 + (rest / (2 * scale)) ** 2)
         spread = float(np.quantile(np.abs(rest), 0.9)) / 1.645
-        return replace(self, scale=float(found[0]), start_ms=float(found[1]), model_spread=max(spread, 0.02))
+        scales = dict(zip(names, found[:-2].tolist(), strict=True))
+        each, start = float(found[-2]) * EACH_MS, float(found[-1]) * START_MS
+        return replace(self, scales=scales, each_ms=each, start_ms=start, model_spread=max(spread, 0.02))
+
+    def _sums(self, operators: Sequence[Operator], names: Sequence[str]) -> Array:
+        """Milliseconds of each part of a model, then its operators and its start in units of EACH_MS and START_MS."""
+        sums = dict.fromkeys(names, 0.0)
+        for operator, ms in zip(operators, self._alone(operators), strict=True):
+            sums[_part(operator)] += ms
+        return np.array([*sums.values(), EACH_MS * len(operators), START_MS])
 
     def layers(self, operators: Sequence[Operator]) -> list[float]:
-        """Milliseconds of each operator alone."""
+        """Milliseconds of each operator in a model."""
+        return [
+            max(self.scales.get(_part(operator), 1.0) * ms + self.each_ms, 0.0)
+            for operator, ms in zip(operators, self._alone(operators), strict=True)
+        ]
+
+    def _alone(self, operators: Sequence[Operator]) -> list[float]:
         found = np.zeros(len(operators))
         groups: dict[str, list[int]] = defaultdict(list)
         for index, operator in enumerate(operators):
@@ -134,20 +168,20 @@ class KernelModel:
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         """Latency of a model for one sample."""
         parts, kinds = self.layers(operators), [kernel(each) for each in operators]
-        ms = self.scale * sum(parts) + self.start_ms
+        ms = max(sum(parts) + self.start_ms, 0.3 * sum(parts), 1e-4)
         strange = sum(part for part, kind in zip(parts, kinds, strict=True) if kind not in self.learners)
         spread = float(np.hypot(self.model_spread, 0.7 * strange / max(sum(parts), 1e-9)))
         shares: dict[str, float] = defaultdict(float)
         for part, kind in zip(parts, kinds, strict=True):
-            shares[kind] += self.scale * part / ms
+            shares[kind] += part / max(sum(parts), ms)
         half = 1.645 * spread
         return Estimate(ms, ms * float(np.exp(-half)), ms * float(np.exp(half)), 67.45 * spread, dict(shares))
 
     def steps(self, operator: Operator, axis: Literal["in", "out"] = "out", least: float = 0.08) -> list[int]:
         """Channel counts that are cheap: the last before a jump of the time by `least`, as a share.
 
-        A pruning method that stops at one of these gets the time it paid for with channels. Ascending; the operator's own
-        count is the last.
+        A pruning method that stops at one of these gets the time it paid for with channels. Ascending; the last is
+        the operator's own.
         """
         own = operator.channels[0 if axis == "in" else 1]
         counts = list(range(1, own + 1))

@@ -144,7 +144,7 @@ METERS: dict[str, Callable[[int], Meter]] = {"cpu": OnnxRuntimeMeter, "mobile": 
 
 
 def _steady(times: list[float]) -> float:
-    """The mean of the faster half but the fastest tenth: the profiler counts whole microseconds, and means see parts."""
+    """The mean of the faster half but the fastest tenth: the profiler counts in microseconds, means in parts."""
     ordered = sorted(times)
     return float(np.mean(ordered[len(ordered) // 10 : max(len(ordered) // 2, 1)] or ordered))
 
