@@ -5,6 +5,7 @@ from __future__ import annotations
 
 def load_formats() -> None:
     """Make all formats known to `secateur.export.formats`; cheap, since their packages are imported where used."""
+    import secateur.export.hls_format
     import secateur.export.ncnn_format
     import secateur.export.onnx_format
     import secateur.export.openvino_format  # noqa: F401
