@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
 from secateur.core.bundle import Artefact, Bundle, changed_bundle
+from secateur.core.errors import MissingExtraError
 from secateur.core.task import Workload
 from secateur.export import formats
 from secateur.export.formats import Exported, Request
@@ -33,7 +35,7 @@ def export_bundle(bundle: Bundle, model: nn.Module, workload: Workload, to: Iter
 
     Raises:
         ExportError: an unknown format, or a model that a format cannot express.
-        MissingExtraError: a format whose packages are not installed.
+        MissingExtraError: none of the formats has its packages installed; a warning tells of single ones.
         ParityError: an artefact that does not compute the same. In all cases the bundle stays as it was.
     """
     requests = [Request(each) if isinstance(each, str) else each for each in to]
@@ -59,13 +61,34 @@ def export_all(
     """
     done = []
     with Source(model, workload) as source:
-        for number, request in enumerate(requests):
+        for number, request in enumerate(_possible(requests)):
             place = folder / str(number)
             place.mkdir()
             exporter = formats.get(request.format)
             options = formats.honoured(exporter, request.options)
             done += [(request, each) for each in exporter.export(source, place, options)]
     return done
+
+
+def _possible(requests: Iterable[Request]) -> list[Request]:
+    """Those whose packages are installed; a warning tells of the others.
+
+    Raises:
+        MissingExtraError: none is left.
+    """
+    possible: list[Request] = []
+    missing: dict[str, MissingExtraError] = {}
+    for request in requests:
+        try:
+            formats.get(request.format).require()
+            possible.append(request)
+        except MissingExtraError as error:
+            missing[request.format] = error
+    if missing and not possible:
+        raise next(iter(missing.values()))
+    for name, error in missing.items():
+        warnings.warn(f"{name} is left out: {error.message}; {error.hint}", stacklevel=3)
+    return possible
 
 
 def _adopt(exported: Exported, folder: Path) -> None:

@@ -39,11 +39,13 @@ class Options:
         precision: of weights and arithmetic.
         static: the batch of the example input instead of any batch.
         opset: of the ONNX file.
+        board: whose limits an FPGA design keeps.
     """
 
     precision: Precision = "fp32"
     static: bool = False
     opset: int | None = None
+    board: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

@@ -16,14 +16,15 @@ class Hls(Exporter):
     name = "hls"
     extra = "fpga"
     packages = ("hls4ml",)
+    honours = frozenset({"board"})
     batches = 4
     computes = "fixed"
 
     def write(self, source: Source, folder: Path, options: Options) -> list[Written]:
-        from secateur.export.hls import to_hls
+        from secateur.export.hls import BOARD, to_hls
 
         path = folder / "model.hls.zip"
-        design = to_hls(source.model, source.workload, path)
+        design = to_hls(source.model, source.workload, path, board=options.board or BOARD)
         return [Written(path, (), design.model_dump(mode="json"))]
 
     def open(self, path: Path, threads: int = 1) -> HlsModel:

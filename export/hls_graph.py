@@ -163,6 +163,7 @@ def _replace(graph: fx.GraphModule, node: fx.Node, modules: list[nn.Module]) -> 
             name = f"{node.name}_{index}" if node.op != "call_module" else f"{node.name}_pool"
             graph.add_module(name, module)
             last = graph.graph.call_module(name, (last,))
+    cast(fx.Node, last).meta.update(node.meta)  # the shape, for what comes after
     node.replace_all_uses_with(cast(fx.Node, last))
     graph.graph.erase_node(node)
 

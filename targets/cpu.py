@@ -103,6 +103,11 @@ class _Run:
         return profile_layers(self.path, self._feed, self._threads)
 
 
+def inputs_of(path: Path, shapes: Shapes, batch: int = 1) -> list[np.ndarray[Any, Any]]:
+    """Inputs for an ONNX file, in its order; see `make_inputs`."""
+    return list(make_inputs(open_session(path).get_inputs(), path, batch, shapes).values())
+
+
 def make_inputs(inputs: Sequence[Any], path: Path, batch: int, shapes: Shapes) -> dict[str, np.ndarray[Any, Any]]:
     """An input for each `NodeArg` of a session: normal noise for floats, ones for whatever counts or indexes.
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from secateur.core.errors import DeviceError, TargetUnavailableError
 from secateur.targets.device import Device, Kind, get, names
+from secateur.targets.runtimes import RUNTIMES
 
 Status = Literal["measured", "predicted", "unavailable"]
 
@@ -57,6 +58,7 @@ def status() -> list[TargetStatus]:
             how="export with --to onnx and time the file with a runtime of that device",
         )
         for kind in _ELSEWHERE
+        if kind not in names()
     ]
     return here + elsewhere
 
@@ -71,6 +73,8 @@ def _named_status(name: str) -> TargetStatus:
 
 def device_status(device: Device) -> TargetStatus:
     """What can be said of one device, a user's own included."""
+    if device.here and device.runtime in RUNTIMES:
+        return _status_here(device)
     if device.kind != "cpu" and device.latency is not None:
         return TargetStatus(
             device.name, device.kind, "predicted", _BASIS[device.latency.model], _MEASURE[device.runtime]
@@ -80,6 +84,14 @@ def device_status(device: Device) -> TargetStatus:
     if importlib.util.find_spec(device.runtime) is None:
         reason, how = f"{device.runtime} is not installed", f"install it with: pip install {device.runtime}"
         return TargetStatus(device.name, device.kind, "unavailable", reason, how)
+    return TargetStatus(device.name, device.kind, "measured")
+
+
+def _status_here(device: Device) -> TargetStatus:
+    runtime = RUNTIMES[device.runtime]
+    if (package := runtime.missing()) is not None:
+        how = f'install it with: pip install "secateur[{runtime.extra}]"'
+        return TargetStatus(device.name, device.kind, "unavailable", f"{package} is not installed", how)
     return TargetStatus(device.name, device.kind, "measured")
 
 

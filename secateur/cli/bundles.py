@@ -28,6 +28,9 @@ def export(
     precision: Annotated[str, typer.Option("--precision", help="fp32 or fp16.")] = "fp32",
     static: Annotated[bool, typer.Option("--static", help="Fix the batch to that of the example input.")] = False,
     opset: Annotated[int | None, typer.Option("--opset", help="Of the ONNX file. [default: 20]")] = None,
+    board: Annotated[
+        str | None, typer.Option("--board", help="For hls, whose limits to keep. [default: zcu104]")
+    ] = None,
     workload: WorkloadOption = None,
     force: Force = False,
 ) -> Answer:
@@ -36,7 +39,7 @@ def export(
     from secateur.cli.listing import show_artefacts
     from secateur.export.formats import Options
 
-    options = Options(precision=precision, static=static, opset=opset)  # type: ignore[arg-type]
+    options = Options(precision=precision, static=static, opset=opset, board=board)  # type: ignore[arg-type]
     found = write(bundle, to, output, workload=workload, options=options, force=force)
     document = [
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ from secateur.core.bundle import Bundle, CostsEntry
 from secateur.core.costs import Costs, Profile
 from secateur.core.errors import BundleError, WorkloadError
 from secateur.core.task import Workload
+from secateur.export import formats
+from secateur.export.formats import Options
+from secateur.export.load import load_formats
 from secateur.export.onnx import to_onnx
+from secateur.export.source import Source
 from secateur.profiles.count import count
 from secateur.targets.device import Device
 from secateur.verbs.measure import Subject, measure_everywhere, places
@@ -30,6 +34,7 @@ from secateur.verbs.sources import (
     workload_of,
 )
 
+load_formats()
 FILE = "benchmark.json"
 """Where a bundle keeps the measurements that were made when it was written."""
 Thing = Workload | Bundle | str | os.PathLike[str]
@@ -127,6 +132,7 @@ class Exports:
 
     def __init__(self, folder: Path, needed: bool) -> None:
         self._folder, self._needed = folder, needed
+        self._made: dict[tuple[str, str], Path] = {}
 
     def subject(self, thing: Thing, prefix: str, workload: AnyWorkload | None = None) -> tuple[str, Subject]:
         """(name, subject) of what a user gave; `prefix` keeps the exported files of two things apart."""
@@ -151,19 +157,51 @@ class Exports:
         except WorkloadError as error:
             warnings.warn(f"the original is not measured: {error.message}", stacklevel=2)
             return {}
-        return {"original": Subject(self._export(original, "original"), costs_of(bundle.manifest.before))}
+        costs = costs_of(bundle.manifest.before)
+        return {
+            "original": Subject(
+                self._export(original, "original"), costs, convert=self._converter(original, "original")
+            )
+        }
 
     def bundle(self, bundle: Bundle, prefix: str, workload: AnyWorkload | None) -> Subject:
         """The chosen point: its artefact, or exported now."""
         costs = costs_of(bundle.manifest.point.costs)
         if artefact := bundle.manifest.plain_artefact("onnx"):
-            return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
+            path = bundle.checked_file(artefact.path)
+            return Subject(path, costs, artefact.max_abs, self._converter_of(bundle, prefix, workload))
         original = workload_of(bundle, workload)
-        return Subject(self._export(original.with_model(compressed_model(bundle, original)), prefix), costs)
+        chosen = original.with_model(compressed_model(bundle, original))
+        return Subject(self._export(chosen, prefix), costs, convert=self._converter(chosen, prefix))
 
     def workload(self, workload: Workload, prefix: str) -> Subject:
         costs = count(workload.model, workload.example_input, workload.task_names).costs
-        return Subject(self._export(workload, prefix), costs)
+        return Subject(self._export(workload, prefix), costs, convert=self._converter(workload, prefix))
+
+    def _converter(self, workload: Workload, prefix: str) -> Callable[[str], Path]:
+        """Makes a model in another format, once."""
+
+        def convert(name: str) -> Path:
+            made = self._made.get((prefix, name))
+            if made is None:
+                exporter = formats.get(name)
+                exporter.require()
+                folder = self._folder / f"{prefix}-{name}"
+                folder.mkdir()
+                with Source(workload.model, workload) as source:
+                    made = self._made[prefix, name] = exporter.write(source, folder, Options())[0].path
+            return made
+
+        return convert
+
+    def _converter_of(self, bundle: Bundle, prefix: str, given: AnyWorkload | None) -> Callable[[str], Path]:
+        """The same for a bundle's chosen point, which is rebuilt only when it is needed."""
+
+        def convert(name: str) -> Path:
+            original = workload_of(bundle, given)
+            return self._converter(original.with_model(compressed_model(bundle, original)), prefix)(name)
+
+        return convert
 
     def _export(self, workload: Workload, prefix: str) -> Path:
         path = self._folder / f"{prefix}.onnx"

@@ -5,18 +5,20 @@ measure({"original": Subject(a), "compressed": Subject(b)}, place("cpu"), agains
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from secateur.core.costs import Costs, Profile
 from secateur.core.errors import DeviceError, ExportError
-from secateur.targets.cpu import measure_onnx
+from secateur.targets.cpu import inputs_of, measure_onnx
 from secateur.targets.device import Device
 from secateur.targets.device import get as device_by_name
+from secateur.targets.here import measure_here
 from secateur.targets.predict import predict_onnx
 from secateur.targets.registry import TargetStatus, device_status, status
+from secateur.targets.runtimes import RUNTIMES, LocalRuntime
 
 Place = Device | TargetStatus
 """A device that can be measured from here or predicted, or why neither is possible."""
@@ -29,6 +31,23 @@ class Subject:
     onnx: Path
     costs: Costs | None = None
     parity_max_abs: float | None = None
+    convert: Callable[[str], Path] | None = None
+    """Makes the model in another format of `export/`, where there is more than the ONNX file."""
+
+    def form(self, runtime: LocalRuntime) -> Path:
+        """The model in a form that a runtime executes.
+
+        Raises:
+            ExportError: there is none, or the model cannot be expressed in it.
+        """
+        if runtime.reads_onnx:
+            return self.onnx
+        if self.convert is None:
+            raise ExportError(
+                f"{self.onnx} is ONNX, and {runtime.format} files are made from the model",
+                "name a bundle or a workload",
+            )
+        return self.convert(runtime.format)
 
 
 def places(names: str | Iterable[str]) -> list[Place]:
@@ -101,6 +120,12 @@ def measure(
         return {name: _filled(missing, subject) for name, subject in subjects.items()}
     if is_predicted(place):
         return _predicted(subjects, place, against, layers, shapes)
+    if place.runtime in RUNTIMES:
+        runtime = RUNTIMES[place.runtime]
+        files = {name: subject.form(runtime) for name, subject in subjects.items()}
+        inputs = {name: inputs_of(subject.onnx, shapes or {}) for name, subject in subjects.items()}
+        found = measure_here(place, files, inputs, against=against)
+        return {name: _filled(profile, subjects[name]) for name, profile in found.items()}
     profiles = measure_onnx(
         {name: subject.onnx for name, subject in subjects.items()},
         threads=place.settings.threads,

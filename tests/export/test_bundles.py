@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from export_models import OddChannels, make_workload
 
 from secateur.core.bundle import Bundle, CostsEntry, Manifest, Point, TaskEntry, new_bundle
-from secateur.core.errors import ExportError, ParityError
+from secateur.core.errors import ExportError, MissingExtraError, ParityError
 from secateur.core.task import Workload
 from secateur.export.bundles import export_bundle
 from secateur.export.onnx_session import OnnxModel
@@ -97,4 +98,19 @@ def test_an_unknown_format_lists_the_known_ones(bundle: Bundle, workload: Worklo
     with pytest.raises(ExportError, match=said) as caught:
         export_bundle(bundle, workload.model, workload, to)
     assert "onnx" in caught.value.hint
+    assert content(bundle.path) == before
+
+
+def test_a_format_whose_package_is_missing_leaves_the_others(
+    bundle: Bundle, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pnnx" else found(name))
+    with pytest.warns(UserWarning, match="ncnn is left out: pnnx is not installed"):
+        exported = export_bundle(bundle, workload.model, workload, ["ncnn", "onnx"])
+    assert [each.format for each in exported.manifest.artefacts] == ["onnx"]
+    before = content(bundle.path)
+    with pytest.raises(MissingExtraError, match="pnnx") as caught:
+        export_bundle(exported, workload.model, workload, ["ncnn"])
+    assert caught.value.exit_code == 4
     assert content(bundle.path) == before

@@ -22,7 +22,7 @@ def test_cpu_is_measured_and_the_rest_says_why_not() -> None:
         "reason": None,
         "how": None,
     }
-    for kind in ("gpu", "mobile", "fpga"):
+    for kind in ("gpu", "fpga"):
         assert table[kind].status == "unavailable"
         assert table[kind].reason
         assert table[kind].how
@@ -36,6 +36,16 @@ def test_without_its_runtime_cpu_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(TargetUnavailableError, match="not installed") as caught:
         require(get("cpu"))
     assert caught.value.exit_code == 4
+
+
+def test_runtimes_of_this_machine_are_measured_or_say_what_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("pnnx", "openvino") else name)
+    table = {line.name: line for line in status()}
+    for name, package, extra in (("mobile", "pnnx", "mobile"), ("cpu:openvino", "openvino", "openvino")):
+        assert table[name].reason == f"{package} is not installed"
+        assert f"secateur[{extra}]" in str(table[name].how)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert [line.status for line in status() if line.name in ("mobile", "cpu:openvino")] == ["measured"] * 2
 
 
 def test_a_device_without_a_backend_is_unavailable() -> None:
