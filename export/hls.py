@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -151,7 +152,12 @@ def _quiet() -> Iterator[None]:
     """hls4ml prints its progress, and leaves the folder that it was called in changed when it fails."""
     here, silence = Path.cwd(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         os.chdir(here)
