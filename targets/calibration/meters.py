@@ -49,7 +49,7 @@ class OnnxRuntimeMeter:
         times = self._nodes(operator_sketch(operator))
         reorders = sorted(value for name, value in times.items() if "eorder" in name)
         inside = sum(value for name, value in times.items() if name.split("_nchwc")[0].split(".")[0] not in around)
-        if operator.kind == "elementwise":  # computed along with the convolution before it, or not
+        if operator.kind in ("elementwise", "activation"):  # computed along with the convolution before it, or not
             bare = self._nodes(operator_sketch(operator, bare=True))
             mine = [sum(value for name, value in each.items() if "eorder" not in name) for each in (times, bare)]
             return max(mine[0] - mine[1], 1e-4)
