@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from secateur.core.errors import ExportError
+from secateur.core.experts import execution
 from secateur.core.files import writing
 from secateur.core.predict import as_args, batch_size, predict
 from secateur.core.task import Task, Workload
@@ -133,7 +134,8 @@ def _trace(model: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> Expo
 
 def _torch_export(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
     try:
-        return torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+        with execution("unrolled"):  # mixtures of experts keep their sparsity: open numbers of tokens for each expert
+            return torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
     except ExportError:
         raise
     except Exception as error:  # torch.export raises errors of many unrelated types

@@ -25,6 +25,7 @@ _HOME = {
     "SecateurError": "secateur.core.errors",
     "Compressed": "secateur.compress.compressed",
     "prune": "secateur.api",
+    "extract": "secateur.api",
     "load": "secateur.api",
     "select": "secateur.api",
     "slim": "secateur.api",
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "compress_to_bundle",
+    "extract",
     "inspect",
     "load",
     "prune",
@@ -59,7 +61,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from secateur.api import benchmark, compress_to_bundle, inspect, load, prune, report, select, slim, verify
+    from secateur.api import benchmark, compress_to_bundle, extract, inspect, load, prune, report, select, slim, verify
     from secateur.compress.compressed import Compressed
     from secateur.core.budget import Budget, Tolerance
     from secateur.core.bundle import Bundle

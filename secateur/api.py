@@ -9,6 +9,7 @@ from secateur.verbs.benchmark import Benchmark, benchmark
 from secateur.verbs.calibrate import CalibrationReport, calibrate
 from secateur.verbs.compress import compress_to_bundle
 from secateur.verbs.export import Artefact, export
+from secateur.verbs.extract import extract, extract_to_bundle
 from secateur.verbs.farm import FarmReport, farm
 from secateur.verbs.inspect import Inspection, inspect
 from secateur.verbs.load import Loaded, load
@@ -31,6 +32,8 @@ __all__ = [
     "calibrate",
     "compress_to_bundle",
     "export",
+    "extract",
+    "extract_to_bundle",
     "farm",
     "inspect",
     "load",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BUILT_IN = {
     "scenes": "secateur.workloads.scenes",
+    "scenes-moe": "secateur.workloads.scenes_moe",
     "digits": "secateur.workloads.digits",
     "multifashion": "secateur.workloads.multifashion",
     "nyudv2": "secateur.workloads.nyudv2",

@@ -125,7 +125,9 @@ class _Run:
         return found
 
     def _used(self, layer: ExpertLayer) -> list[int]:
-        """The places of the experts that a kept task uses; k of them at least."""
+        """The places of the experts that a kept task uses. Orders to compare with do not know the task."""
+        if self.settings.order != "contribution":
+            return list(range(layer.experts))
         used = set(self.table.used(self.kept.task_names, layer.path))
         return [place for place, number in enumerate(layer.kept.tolist()) if number in used]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secateur.cli.extracting import EXPERT_METHODS, expert_work
 from secateur.cli.options import Budgets, Drops, Force, Resume, Seed, Targets, WorkloadName, file_name
 from secateur.cli.slimming import refuse_options, slim_work, slimmed
 from secateur.cli.verb import Answer, typed, verb
@@ -33,7 +34,9 @@ def compress(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="pagcp: channel pruning (Ye et al., 2023); slimmable: one model that runs at many widths."
+            "--method",
+            help="pagcp: channel pruning (Ye et al., 2023); slimmable: one model that runs at many widths; "
+            "experts: what some tasks of a mixture of experts need; experts,pagcp: one after the other.",
         ),
     ] = "pagcp",
     *,
@@ -60,6 +63,12 @@ def compress(
         typer.Option("--widths", metavar="SHARES", help="Of slimmable: 0.25,0.5,0.75,1.", show_default=False),
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="Of slimmable's ONNX files: if, files or auto.")] = "auto",
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Of experts: tasks to keep, depth,normals.", show_default=False)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Of experts: a smaller number for each token.", show_default=False)
+    ] = None,
     force: Force = False,
 ) -> Answer:
     """Compress a trained model to a budget.
@@ -82,10 +91,19 @@ def compress(
                 seed=seed, resume=resume, force=force,
             ),
         )  # fmt: skip
+    if method in EXPERT_METHODS:
+        run = partial(
+            expert_work, workload, method, output=output, tasks=tasks, budget=budget, drop=drop, top_k=top_k,
+            epochs=epochs, rounds=rounds, targets=target, seed=seed, resume=resume, force=force,
+        )  # fmt: skip
+        return _resumable(context, run)
     if method != "pagcp":
         raise typer.BadParameter(
-            f'this version compresses with "pagcp" or "slimmable", not "{method}"', param_hint="--method"
+            f'this version compresses with "pagcp", "slimmable", "experts" or "experts,pagcp", not "{method}"',
+            param_hint="--method",
         )
+    if tasks is not None or top_k is not None:
+        raise typer.BadParameter("only an extraction keeps some tasks: --method experts", param_hint="--tasks")
 
     def work(command: str) -> Bundle:
         from secateur.api import compress_to_bundle

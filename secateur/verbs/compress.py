@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from secateur.compress import pagcp
+from secateur.compress.compressed import Compressed
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, check_output
@@ -54,20 +55,42 @@ def compress_to_bundle(
         BudgetError, ModelError, DataError, WorkloadError, DeviceError: wrong input, found before any long work.
         ExportError, ParityError: the artefact does not compute the same; the bundle is kept without it.
     """
-    output, limits, tolerance, where = Path(output), Budget.parse(budget), Tolerance.parse(drop), places(targets)
+    limits, tolerance = Budget.parse(budget), Tolerance.parse(drop)
+    what = f"compressing to {limits or 'the published schedule'}, {tolerance} of each metric may be lost"
+    return staged(
+        workload, output, what,
+        lambda found, state: pagcp.prune(found, limits, tolerance, settings, seed=seed, state=state, resume=resume),
+        targets=targets, resume=resume, force=force, command=command,
+    )  # fmt: skip
+
+
+def staged(
+    workload: AnyWorkload,
+    output: str | os.PathLike[str],
+    what: str,
+    compress: Callable[[Workload, Path], Compressed],
+    *,
+    targets: str | Iterable[str],
+    resume: bool,
+    force: bool,
+    command: str,
+) -> Bundle:
+    """Compress with any method, `compress(workload, folder for its state)`, and complete the bundle; see above."""
+    output, where = Path(output), places(targets)
     check_output(output, force)
     state = check_state(output, resume=resume, force=force)
     workload = find_workload(workload)
-    say(f"compressing {workload.name} to {limits or 'the published schedule'}, {tolerance} of each metric may be lost")
+    say(f"{workload.name}: {what}")
     try:
-        pruned = pagcp.prune(workload, limits, tolerance, settings, seed=seed, state=state / "journal", resume=resume)
+        compressed = compress(workload, state / "journal")
     except (BudgetError, ModelError, DataError):  # the same would come of it again
         shutil.rmtree(state, ignore_errors=True)
         raise
-    original = _original(workload, state / "original.onnx")
-    bundle = pruned.save(state / "bundle", force=True, command=command)
+    kept = compressed.workload
+    original = _original(kept, state / "original.onnx")
+    bundle = compressed.save(state / "bundle", force=True, command=command)
     try:
-        complete(bundle, workload, formats=("onnx",) if original else (), where=where, original=original)
+        complete(bundle, kept, formats=("onnx",) if original else (), where=where, original=original)
     except (ExportError, ParityError) as error:
         finish(bundle, output)
         error.hint = f"the compressed model was kept in {output}, without this artefact; {error.hint}"

@@ -159,7 +159,7 @@ class M3ViT(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Tokens [N, 1 + patches, D]."""
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1) + self.pos_embed
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), tokens], dim=1) + self.pos_embed
 
     def run(self, tokens: Tensor, task: str | None) -> Tensor:
         for block in self.blocks:

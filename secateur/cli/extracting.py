@@ -1,0 +1,45 @@
+"""What `compress --method experts` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secateur.cli.options import file_name
+
+if TYPE_CHECKING:
+    from secateur.core.bundle import Bundle
+
+RUNS = Path("runs")
+EXPERT_METHODS = ("experts", "experts,pagcp")
+
+
+def expert_work(
+    workload: str,
+    method: str,
+    command: str,
+    *,
+    output: Path | None,
+    tasks: str | None,
+    budget: Sequence[str],
+    drop: Sequence[str],
+    top_k: int | None,
+    epochs: int | None,
+    rounds: int | None,
+    targets: Sequence[str],
+    seed: int,
+    resume: bool,
+    force: bool,
+) -> Bundle:
+    """Extract what some tasks of a workload's model need, into a bundle."""
+    from secateur.verbs.extract import extract_to_bundle, settings_of
+    from secateur.verbs.sources import find_workload
+
+    found = find_workload(workload)
+    kept = (tasks or "all").replace(",", "-").replace(" ", "")
+    return extract_to_bundle(
+        found, output or RUNS / f"{file_name(found.name)}-{kept}", tasks, budget, drop,
+        settings=settings_of(None, top_k, epochs, rounds), prune=method == "experts,pagcp", targets=targets, seed=seed,
+        resume=resume, force=force, command=command,
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""extract: from a multi-task mixture of experts, the model that some of its tasks need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.compress import experts, pagcp
+from secateur.compress.compressed import Compressed
+from secateur.compress.experts.compose import then_prune
+from secateur.core.budget import Budget, Tolerance
+from secateur.core.bundle import Bundle
+from secateur.core.errors import BudgetError
+from secateur.core.task import Workload
+from secateur.verbs.compress import staged
+from secateur.verbs.prune import AnyBudget, AnyDrop
+from secateur.verbs.sources import AnyWorkload, find_workload
+
+METHODS = ("experts", "experts,pagcp")
+
+
+def extract(
+    workload: AnyWorkload,
+    tasks: str | Iterable[str] | None = None,
+    budget: AnyBudget = None,
+    drop: AnyDrop = None,
+    *,
+    top_k: int | None = None,
+    epochs: int | None = None,
+    rounds: int | None = None,
+    prune: bool = False,
+    seed: int = 0,
+    settings: experts.Settings | None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Compressed:
+    """Extract the model that some tasks of a mixture of experts need.
+
+    Args:
+        workload: or its reference: a built-in name or `package.module:function`.
+        tasks: to keep, `"depth"`, `"depth,normals"` or a list; all by default.
+        budget: `"params<=30%"` of the whole multi-task model, or several; without one every expert stays that the tasks
+            use on the calibration data, and the result computes the same on it, bit for bit.
+        drop: allowed relative drop of the metrics, as for `prune`.
+        top_k: experts that each token goes through, if fewer than the model's.
+        epochs, rounds: of fine-tuning; steps to the budget, each of which leaves a point to select from.
+        prune: extract exactly, and let PAGCP prune what is left to the budget.
+        settings: everything else that can be set; what is given by name goes above it.
+        state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
+
+    Raises:
+        ModelError: no expert layers, or routers that do not fit their experts.
+        BudgetError, DataError, WorkloadError: wrong input, found before any long work.
+    """
+    folder = None if state is None else Path(state)
+    found, limits, tolerance = find_workload(workload), Budget.parse(budget), Tolerance.parse(drop)
+    given = settings_of(settings, top_k, epochs, rounds)
+    result = _run(found, _names(tasks), limits, tolerance, given, prune, seed, folder, resume)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def extract_to_bundle(
+    workload: AnyWorkload,
+    output: str | os.PathLike[str],
+    tasks: str | Iterable[str] | None = None,
+    budget: AnyBudget = None,
+    drop: AnyDrop = None,
+    *,
+    settings: experts.Settings | None = None,
+    prune: bool = False,
+    targets: str | Iterable[str] = ("cpu",),
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    command: str = "",
+) -> Bundle:
+    """As `extract`, into a complete bundle: exported with proof, measured, reported.
+
+    Raises:
+        OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
+        ExportError, ParityError: the artefact does not compute the same; the bundle is kept without it.
+    """
+    limits, tolerance, names = Budget.parse(budget), Tolerance.parse(drop), _names(tasks)
+    given = settings or experts.Settings()
+    what = f"extracting {', '.join(names) if names else 'all tasks'} to {limits if limits else 'what they use'}"
+    return staged(
+        workload, output, what,
+        lambda found, state: _run(found, names, limits, tolerance, given, prune, seed, state, resume),
+        targets=targets, resume=resume, force=force, command=command,
+    )  # fmt: skip
+
+
+def settings_of(
+    settings: experts.Settings | None, top_k: int | None = None, epochs: int | None = None, rounds: int | None = None
+) -> experts.Settings:
+    """The settings of a run: what is given by name goes above what `settings` says."""
+    given = {"top_k": top_k, "epochs": epochs, "points": rounds}
+    named = {name: value for name, value in given.items() if value is not None}
+    return replace(settings or experts.Settings(), **named)  # type: ignore[arg-type]
+
+
+def _run(
+    workload: Workload, tasks: tuple[str, ...] | None, limits: Budget, tolerance: Tolerance, settings: experts.Settings,
+    prune: bool, seed: int, state: Path | None, resume: bool,
+) -> Compressed:  # fmt: skip
+    if prune and not limits:
+        raise BudgetError("no budget is given to prune to", 'for example: --budget "flops<=10%"')
+    folder = None if state is None else state / "experts"
+    first = experts.extract(
+        workload, tasks, None if prune else limits, tolerance, settings, seed=seed, state=folder, resume=resume
+    )
+    if not prune:
+        return first
+    second = pagcp.Settings(epochs=settings.epochs, rounds=settings.points)
+    folder = None if state is None else state / "pagcp"
+    return then_prune(first, limits, tolerance, second, seed=seed, state=folder, resume=resume)
+
+
+def _names(tasks: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if tasks is None:
+        return None
+    return tuple(part.strip() for part in tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
