@@ -152,17 +152,23 @@ class ExpertLayer:
         return int(sum(tensor.numel() * tensor.element_size() for tensor in tensors)) // shared
 
 
+def look_for(model: nn.Module) -> list[ExpertLayer]:
+    """The expert layers of a model, in the order of its modules; none where there are none."""
+    layers: list[ExpertLayer] = []
+    for path, module in model.named_modules():
+        layout = next((each for each in _LAYOUTS if each.fits(module)), None)
+        if layout is not None:
+            layers.append(ExpertLayer(path, module, layout))
+    return layers
+
+
 def find(model: nn.Module) -> list[ExpertLayer]:
     """The expert layers of a model, in the order of its modules.
 
     Raises:
         ModelError: there are none; the message says which kinds were looked for.
     """
-    layers: list[ExpertLayer] = []
-    for path, module in model.named_modules():
-        layout = next((each for each in _LAYOUTS if each.fits(module)), None)
-        if layout is not None:
-            layers.append(ExpertLayer(path, module, layout))
+    layers = look_for(model)
     if not layers:
         raise ModelError(
             f"no expert layers found; looked for {', '.join(each.name for each in _LAYOUTS if each.name)}",

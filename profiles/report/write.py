@@ -10,7 +10,18 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from secateur.core.files import writing
-from secateur.profiles.report import accuracy, decisions, evidence, layers, pareto, pictures, summary, units, widths
+from secateur.profiles.report import (
+    accuracy,
+    decisions,
+    evidence,
+    experts,
+    layers,
+    pareto,
+    pictures,
+    summary,
+    units,
+    widths,
+)
 from secateur.profiles.report.content import Report
 
 
@@ -31,6 +42,7 @@ SECTIONS = (
     Section("widths", "Widths by budget and preference", widths.prepare),
     Section("layers", "Layer by layer", layers.prepare),
     Section("decisions", "Decisions in order", decisions.prepare),
+    Section("experts", "Experts by task", experts.prepare),
     Section("tuning", "Fine-tuning", decisions.prepare_tuning),
     Section("targets", "Targets", evidence.prepare_targets),
     Section("artefacts", "Exported artefacts", evidence.prepare_artefacts),

@@ -60,6 +60,11 @@ def show_inspection(console: Console, found: Inspection) -> None:
         f"{found.name}: {units.flops(costs.flops)} ({units.macs(costs.macs)}), {units.count(costs.params)} parameters, "
         f"peak memory {units.size(costs.peak_memory_bytes)}, size {units.size(costs.size_bytes)}, for one sample"
     )
+    for layer in found.experts:
+        console.print(
+            f"{layer['path']}: {layer['experts']} experts of {units.size(layer['expert_bytes'])}, "
+            f"{layer['top_k']} for each token"
+        )
     if found.dead:
         console.print(f"no task needs: {', '.join(found.dead)}")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.experts.layers import look_for
 from secateur.compress.pagcp.round import describe_groups
 from secateur.core.bundle import Bundle
 from secateur.core.costs import Costs
@@ -34,6 +35,7 @@ class Inspection:
             go with all but one of the channels) of each channel group.
         dead: modules that no task's prediction depends on.
         uncounted: op → number of its calls that count no FLOPs by convention.
+        experts: path, number, top-k and bytes of one expert of each mixture of experts.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Inspection:
     costs: Costs
     tasks: dict[str, TaskCost]
     uncounted: dict[str, int]
+    experts: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The document of `inspect --json`."""
@@ -55,6 +58,7 @@ class Inspection:
                 for name, task in self.tasks.items()
             },
             "uncounted": self.uncounted,
+            "experts": self.experts,
         }
 
 
@@ -80,4 +84,12 @@ def _inspect(name: str, model: nn.Module, workload: Workload) -> Inspection:
     table = count(model, example, workload.task_names)
     groups = trace(model, example, workload.task_names)
     described = describe_groups(groups, CostModel(groups))
-    return Inspection(name, described, table.dead, table.costs, dict(table.tasks), dict(table.uncounted))
+    tasks, uncounted = dict(table.tasks), dict(table.uncounted)
+    return Inspection(name, described, table.dead, table.costs, tasks, uncounted, _experts(model))
+
+
+def _experts(model: nn.Module) -> list[dict[str, Any]]:
+    return [
+        {"path": layer.path, "experts": layer.experts, "top_k": layer.top_k, "expert_bytes": layer.expert_bytes}
+        for layer in look_for(model)
+    ]

@@ -13,6 +13,7 @@ from secateur.compress.compressed import load_model
 from secateur.compress.experts import Settings
 from secateur.core.errors import BudgetError
 from secateur.verbs.extract import extract_to_bundle
+from secateur.verbs.report import history_of as bundle_history
 
 
 def test_the_bundle_is_exported_with_proof_and_another_point_can_be_selected(tmp_path: Path) -> None:
@@ -26,8 +27,9 @@ def test_the_bundle_is_exported_with_proof_and_another_point_can_be_selected(tmp
     assert artefact.max_abs < 1e-4
     assert sc.verify(bundle, workload=workload()).parity
     chosen = sc.select(bundle, "params<=70%", workload=workload())
-    assert chosen.point < manifest.chosen
-    assert chosen.widths["blocks.1.mlp"] == 3
+    kept = bundle_history(bundle)["experts"]["points"][chosen.point]["kept"]
+    assert chosen.widths == {path: len(numbers) for path, numbers in kept.items()}
+    assert "Experts by task" in bundle.file("report.html").read_text()
 
 
 def test_pagcp_prunes_what_an_extraction_left(tmp_path: Path) -> None:
