@@ -74,9 +74,9 @@ def test_products_run_for_routed_tokens_only(k: int, tmp_path: Path) -> None:
     model = Routed(k)
     path = exported(model, tmp_path / "model.onnx")
     chosen = [[token % EXPERTS, (token + 1) % EXPERTS][:k] for token in range(6)]
-    for count in (6, 3):
-        x = tokens(chosen[:count])
-        assert rows_multiplied(path, x, tmp_path) == 2 * k * count  # up and down; dense would be 2 · 4 · count
+    for samples in (1, 3):
+        x = torch.cat([tokens(chosen)] * samples)
+        assert rows_multiplied(path, x, tmp_path) == 2 * k * 6 * samples  # up, down; dense: 2 · 4 · 6 · samples
         same(path, model, x)
 
 
