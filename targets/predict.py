@@ -16,7 +16,7 @@ from secateur.core.errors import DeviceError
 from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
-from secateur.profiles.latency.read import read_onnx
+from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
 from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
 from secateur.targets.device import Device, PublishedLatency, RooflineLatency, SoftCoreLatency
 
@@ -100,6 +100,7 @@ def predict_onnx(
         latency=Latency(found.ms, found.ms / near, found.ms * near),
         flops=2 * total_macs(operators),
         params=sum(operator.weights for operator in operators),
+        peak_memory_bytes=peak_memory_bytes(path, shapes),
         energy_mj=energy_mj(device, operators),
         error_pct=round(found.error_pct, 1),
         layers=_layers(operators, model) if layers else (),

@@ -56,6 +56,20 @@ def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] 
     return _Reader(model.graph, Path(path)).operators()
 
 
+def peak_memory_bytes(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> int:
+    """Weights, and the largest sum of activations that exist at one time, in float32, for one sample.
+
+    Liveness in the order of the file: a value exists from the operator that makes it to the last one that reads it, and
+    while an operator runs, what it reads and what it writes both exist. Renamed memory (reshapes) and fused
+    activations count once; what else a runtime computes in place, or needs as workspace, is not known from here.
+
+    Raises:
+        ExportError: as `read_onnx`.
+    """
+    graph = _inferred(Path(path), shapes or {}).graph
+    return 4 * _Reader(graph, Path(path)).peak_elements()
+
+
 def read_onnx_bytes(content: bytes) -> list[Operator]:
     """The same for a file in memory, whose shapes are all fixed."""
     import onnx
@@ -116,6 +130,8 @@ class _Reader:
             if value.type.HasField("tensor_type")
         }
         self._constants = set(self._weights)
+        self._inputs = [value.name for value in graph.input if value.name not in self._weights]
+        self._outputs = [value.name for value in graph.output]
         self._maker = {name: node for node in self._nodes for name in node.output}
         self._uses: dict[str, int] = {}
         for node in self._nodes:
@@ -125,11 +141,34 @@ class _Reader:
     def operators(self) -> list[Operator]:
         found = []
         for node in self._nodes:
-            if node.op_type in _SILENT or all(name in self._constants for name in node.input):
-                self._constants.update(node.output)
-            elif not self._fused(node) and not self._gates(node):
+            if not self._silent(node) and not self._fused(node) and not self._gates(node):
                 found.append(self._operator(node))
         return found
+
+    def peak_elements(self) -> int:
+        """Elements of all weights, and of the activations alive at the worst moment."""
+        steps = [node for node in self._nodes if not self._silent(node)]
+        owner: dict[str, str] = {}
+        for node in steps:
+            if _KINDS.get(node.op_type) == "reshape" or self._fused(node):
+                owner[node.output[0]] = owner.get(node.input[0], node.input[0])
+        outputs = {owner.get(name, name) for name in self._outputs}
+        last = {owner.get(name, name): step for step, node in enumerate(steps) for name in node.input}
+        size = {name: prod(shape) for name, shape in self._shapes.items() if all(each > 0 for each in shape)}
+        alive = {name for name in self._inputs if name in last}
+        peak = sum(size.get(name, 0) for name in alive)
+        for step, node in enumerate(steps):
+            alive |= {owner.get(name, name) for name in node.output if name}
+            peak = max(peak, sum(size.get(name, 0) for name in alive))
+            alive = {name for name in alive if name in outputs or last.get(name, -1) > step}
+        return peak + sum(map(prod, self._weights.values()))
+
+    def _silent(self, node: Any) -> bool:
+        """Whether a node is bookkeeping, or can be computed before the model runs."""
+        if node.op_type in _SILENT or all(name in self._constants for name in node.input):
+            self._constants.update(node.output)
+            return True
+        return False
 
     def _fused(self, node: Any) -> bool:
         """Whether the operator before computes this one along."""

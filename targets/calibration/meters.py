@@ -160,7 +160,8 @@ def _quiet(call: Callable[[], object]) -> float:
 
 def _repeat(once: Callable[[], float], patience_s: float = _PATIENCE_S) -> float:
     once()
-    times, start = [], time.perf_counter()
+    times: list[float] = []
+    start = time.perf_counter()
     while len(times) < _LEAST_RUNS or (len(times) < 10 * _MOST_RUNS and time.perf_counter() - start < patience_s):
         times.append(once())
     return float(np.quantile(times, _QUIET_QUANTILE))

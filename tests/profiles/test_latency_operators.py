@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from secateur.core.errors import ExportError
 from secateur.profiles.latency.operators import Operator, total_macs
-from secateur.profiles.latency.read import read_onnx
+from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
 from secateur.profiles.latency.soft_core import CORES, cycles
 from secateur.profiles.latency.tables import latencies, networks
 from secateur.profiles.latency.terms import CPU, cpu_terms
@@ -55,6 +55,18 @@ def test_an_activation_that_others_also_need_the_input_of_stays(tmp_path: Path) 
     ]
     path = save(tmp_path / "m.onnx", nodes, {"w": (8, 3, 1, 1)}, [1, 3, 4, 4])
     assert [each.kind for each in read_onnx(path)] == ["conv", "activation", "elementwise"]
+
+
+def test_memory_is_what_exists_at_one_time(tmp_path: Path) -> None:
+    nodes = [
+        conv("w", "x", "a", kernel_shape=[1, 1]),  # x 48, a 128 elements
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["flat"]),  # the same memory
+        helper.make_node("Flatten", ["a"], ["kept"]),
+        helper.make_node("Add", ["flat", "kept"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, {"w": (8, 3, 1, 1)}, ["batch", 3, 4, 4])
+    assert peak_memory_bytes(path) == 4 * (24 + 3 * 128)  # a, b and y while they are added; x is gone
 
 
 def test_other_open_dimensions_are_asked_for(tmp_path: Path) -> None:
