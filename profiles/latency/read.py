@@ -139,11 +139,11 @@ class _Reader:
                 self._uses[name] = self._uses.get(name, 0) + 1
 
     def operators(self) -> list[Operator]:
-        found = []
-        for node in self._nodes:
-            if not self._silent(node) and not self._fused(node) and not self._gates(node):
-                found.append(self._operator(node))
-        return found
+        return [
+            self._operator(node)
+            for node in self._nodes
+            if not self._silent(node) and not self._fused(node) and not self._gates(node)
+        ]
 
     def peak_elements(self) -> int:
         """Elements of all weights, and of the activations alive at the worst moment."""
