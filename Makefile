@@ -36,6 +36,7 @@ types: $(VENV)/.installed-dev
 
 train: $(VENV)/.installed
 	$(bin)/python -m secateur.workloads.train $(WORKLOADS)
+	$(bin)/python -m secateur.verbs.train_elastic scenes-elastic
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -c 'import sys; sys.exit("Secateur needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

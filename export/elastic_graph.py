@@ -7,7 +7,7 @@ ones: each is written as such, so that one set of weights serves all graphs; a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ class Graphs:
         model, kept = self._source.at(row, chosen)
         state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
         graph = (self._full if self.one_for_all else unfused(model, self._source.workload)).graph
-        return _split(graph, state, kept, self.weights, self._source.table.tasks)
+        return _Splitter(graph, state, kept, self.weights).split(self._source.table.tasks)
 
 
 def unfused(model: nn.Module, workload: Workload) -> Any:
@@ -135,94 +135,97 @@ def _constants(proto: Any, weights: Mapping[str, Array]) -> list[bytes]:
     return found
 
 
-def _split(
-    graph: Any, state: Mapping[str, Array], kept: Kept, weights: Mapping[str, Array], tasks: Sequence[str]
-) -> Split:
-    from onnx import numpy_helper
+class _Splitter:
+    """One configuration's graph, ready to be taken apart."""
 
-    maker = {name: node for node in graph.node for name in node.output if name}
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    constant = _constant_nodes(graph, tensors)
-    results = dict(zip(tasks, (value.name for value in graph.output), strict=True))
-    needed: dict[int, set[str]] = {}
-    for task, result in results.items():
-        for node in _upstream([result], maker):
-            needed.setdefault(id(node), set()).add(task)
-    several = len(tasks) > 1
-    shared = {key for key, found in needed.items() if (len(found) > 1 or not several) and key not in constant}
-    values: dict[str, list[str]] = {task: [] for task in tasks}
-    interface: dict[str, None] = {}
-    for node in graph.node:
-        owners = needed.get(id(node), set())
-        if several and len(owners) == 1 and id(node) not in constant:
-            (task,) = owners
-            for name in node.input:
-                if name in maker and id(maker[name]) in shared:
-                    interface[name] = None
-    if not several:
-        interface = dict.fromkeys(results.values())
-    for task, result in results.items():  # a prediction that other tasks read, too
-        if several and id(maker[result]) in shared:
-            interface[result] = None
-        values[task] = [result]
+    def __init__(self, graph: Any, state: Mapping[str, Array], kept: Kept, weights: Mapping[str, Array]) -> None:
+        self._state, self._kept, self._weights = state, kept, weights
+        self._graph, self._nodes = graph, list(graph.node)
+        self._maker = {name: at for at, node in enumerate(self._nodes) for name in node.output if name}
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._constant = self._constant_nodes()
 
-    def component(members: set[int], outputs: Sequence[str]) -> Component:
-        nodes = [node for node in graph.node if id(node) in members]
-        produced = {name for node in nodes for name in node.output}
-        read = dict.fromkeys(name for node in nodes for name in node.input if name)
-        fixed = [name for name in (*read, *outputs) if name in maker and id(maker[name]) in constant]
-        extra = list(_upstream(fixed, maker))
-        ordered = [node for node in graph.node if any(node is each for each in (*extra, *nodes))]
-        read = dict.fromkeys(name for node in ordered for name in node.input if name)
-        made = produced | {name for node in extra for name in node.output}
-        used = [name for name in read if name in tensors]
-        slices = {name: kept.get(name, {}) for name in used if _is_slice(name, state, kept, weights)}
-        own = {
-            name: state[name] if name in state else numpy_helper.to_array(tensors[name])
-            for name in used
-            if name not in slices
-        }
-        inputs = [name for name in read if name not in made and name not in tensors]
-        return Component(tuple(ordered), tuple(inputs), tuple(outputs), slices, own)
+    def split(self, tasks: Sequence[str]) -> Split:
+        results = dict(zip(tasks, (value.name for value in self._graph.output), strict=True))
+        types = {i.name: _type_of(i) for i in (*self._graph.value_info, *self._graph.output, *self._graph.input)}
+        inputs = tuple(self._graph.input)
+        if len(tasks) == 1:
+            whole = self._component(self._upstream(results.values()), list(results.values()))
+            return Split(whole, {}, inputs, types)
+        needed: dict[int, set[str]] = {}
+        for task, result in results.items():
+            for at in self._upstream([result]):
+                needed.setdefault(at, set()).add(task)
+        shared = {at for at, found in needed.items() if len(found) > 1} - self._constant
+        own = {task: {at for at, found in needed.items() if found == {task}} - self._constant for task in tasks}
+        read = dict.fromkeys(name for task in tasks for at in sorted(own[task]) for name in self._nodes[at].input)
+        border = {name: None for name in read if self._maker.get(name) in shared}
+        decoders = {}
+        for task, result in results.items():
+            if self._maker[result] in shared:  # other tasks read this prediction, so that the shared part makes it
+                border[result] = None
+                decoders[task] = _passing_on(result, f"{task}/prediction")
+                types[f"{task}/prediction"] = types[result]
+            else:
+                decoders[task] = self._component(own[task], [result])
+        return Split(self._component(shared, list(border)), decoders, inputs, types)
 
-    decoders = {}
-    for task in tasks if several else ():
-        members = {key for key, found in needed.items() if found == {task} and key not in constant}
-        decoders[task] = component(members, values[task])
-    types = {info.name: _type_of(info) for info in (*graph.value_info, *graph.output, *graph.input)}
-    return Split(component(shared, list(interface)), decoders, tuple(graph.input), types)
+    def _component(self, members: set[int], outputs: Sequence[str]) -> Component:
+        """The given nodes with the constant nodes that they read."""
+        read = [name for at in members for name in self._nodes[at].input]
+        fixed = [name for name in (*read, *outputs) if self._maker.get(name) in self._constant]
+        nodes = [self._nodes[at] for at in sorted(members | self._upstream(fixed))]
+        made = {name for node in nodes for name in node.output}
+        used = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
+        weights = [name for name in used if name in self._tensors]
+        slices = {name: self._kept.get(name, {}) for name in weights if self._is_slice(name)}
+        own = {name: self._own(name) for name in weights if name not in slices}
+        inputs = tuple(name for name in used if name not in self._tensors)
+        return Component(tuple(nodes), inputs, tuple(outputs), slices, own)
+
+    def _constant_nodes(self) -> set[int]:
+        """Nodes that compute from weights and constants alone: each component gets its own."""
+        known, found = set(self._tensors), set[int]()
+        for at, node in enumerate(self._nodes):
+            if all(name in known for name in node.input if name):
+                found.add(at)
+                known.update(node.output)
+        return found
+
+    def _upstream(self, names: Iterable[str]) -> set[int]:
+        """The nodes that values are computed from."""
+        seen: set[int] = set()
+        stack = [self._maker[name] for name in names if name in self._maker]
+        while stack:
+            at = stack.pop()
+            if at not in seen:
+                seen.add(at)
+                stack += [self._maker[name] for name in self._nodes[at].input if name in self._maker]
+        return seen
+
+    def _is_slice(self, name: str) -> bool:
+        """Whether the configuration's tensor is, bit for bit, what its indices cut out of the full one."""
+        if name not in self._weights or name not in self._state:
+            return False
+        full = self._weights[name]
+        for dim, index in self._kept.get(name, {}).items():
+            full = full.take(index, axis=dim)
+        return bool(np.array_equal(full, self._state[name]))
+
+    def _own(self, name: str) -> Array:
+        from onnx import numpy_helper
+
+        if name in self._state:
+            return self._state[name]
+        array: Array = numpy_helper.to_array(self._tensors[name])
+        return array
+
+
+def _passing_on(value: str, name: str) -> Component:
+    from onnx import helper
+
+    return Component((helper.make_node("Identity", [value], [name]),), (value,), (name,))
 
 
 def _type_of(info: Any) -> tuple[int, int]:
     return info.type.tensor_type.elem_type, len(info.type.tensor_type.shape.dim)
-
-
-def _constant_nodes(graph: Any, tensors: Mapping[str, Any]) -> set[int]:
-    """Nodes that compute from weights and constants alone: each component gets its own."""
-    known, found = set(tensors), set[int]()
-    for node in graph.node:
-        if all(name in known for name in node.input if name):
-            found.add(id(node))
-            known.update(node.output)
-    return found
-
-
-def _upstream(names: Sequence[str], maker: Mapping[str, Any]) -> Iterator[Any]:
-    seen: set[int] = set()
-    stack = [maker[name] for name in names if name in maker]
-    while stack:
-        node = stack.pop()
-        if id(node) not in seen:
-            seen.add(id(node))
-            yield node
-            stack += [maker[name] for name in node.input if name in maker]
-
-
-def _is_slice(name: str, state: Mapping[str, Array], kept: Kept, weights: Mapping[str, Array]) -> bool:
-    """Whether a configuration's tensor is, bit for bit, what its indices cut out of the full one."""
-    if name not in weights or name not in state:
-        return False
-    full = weights[name]
-    for dim, index in kept.get(name, {}).items():
-        full = full.take(index, axis=dim)
-    return bool(np.array_equal(full, state[name]))

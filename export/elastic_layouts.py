@@ -91,9 +91,9 @@ def _chosen(table: Table, d: int) -> dict[str, int]:
 def _components(table: Table, splits: Mapping[tuple[int, int], Split]) -> Iterator[tuple[str, int, int, Component]]:
     """(task or SHARED, row, width, component), each once."""
     for row in table.exported:
-        yield SHARED, row, 0, splits[row, 0].shared
-        for task, own in splits[row, 0].decoders.items():
-            _ = own
+        if splits[row, 0].shared.outputs:
+            yield SHARED, row, 0, splits[row, 0].shared
+        for task in splits[row, 0].decoders:
             for d in range(len(table.decoders[task])):
                 yield task, row, d, splits[row, d].decoders[task]
 
@@ -168,7 +168,8 @@ def _write_one_file(
     nodes, outputs = [], dict.fromkeys(splits[rows[0], 0].shared.outputs)
     shared = [(splits[row, 0].shared, splits[row, 0].types) for row in rows]
     names = [SHARED]
-    nodes += tree.choose(SHARED, shared, list(outputs))
+    if outputs:
+        nodes += tree.choose(SHARED, shared, list(outputs))
     for task in splits[rows[0], 0].decoders:
         widths = range(len(table.decoders[task]))
         options = [(splits[row, d].decoders[task], splits[row, d].types) for row in rows for d in widths]

@@ -95,7 +95,8 @@ class ElasticSession:
             self._check(choice)
             if self._index["layout"] == "files":
                 for name, d in [(SHARED, 0), *choice.decoders.items()]:
-                    self._graph(name, choice.row, d)
+                    if self._file(name, choice.row, d):
+                        self._graph(name, choice.row, d)
 
     def _check(self, choice: Choice) -> None:
         if choice.row not in self.controller.table.exported:
@@ -112,11 +113,12 @@ class ElasticSession:
 
     def _run_graphs(self, feed: dict[str, Array], choice: Choice) -> dict[str, Array]:
         values: dict[str, Array] = dict(feed)
-        shared = self._graph(SHARED, choice.row, 0)
-        names = [value.name for value in shared.get_outputs()]
-        values.update(zip(names, _call(shared, names, _fed(shared, values)), strict=True))
-        if f"{self.tasks[0]}/{choice.row}/0" not in self._index["graphs"]:  # one task: all of it is shared
-            return {task: values[name] for task, name in zip(self.tasks, names, strict=True)}
+        if self._file(SHARED, choice.row, 0):
+            shared = self._graph(SHARED, choice.row, 0)
+            names = [value.name for value in shared.get_outputs()]
+            values.update(zip(names, _call(shared, names, _fed(shared, values)), strict=True))
+            if not self._file(self.tasks[0], choice.row, 0):  # one task: all of it is shared
+                return {task: values[name] for task, name in zip(self.tasks, names, strict=True)}
         found = {}
         for task, d in choice.decoders.items():
             decoder = self._graph(task, choice.row, d)
@@ -124,8 +126,16 @@ class ElasticSession:
             found[task] = _call(decoder, [name], _fed(decoder, values))[0]
         return found
 
+    def _file(self, name: str, row: int, d: int) -> str | None:
+        """The graph of a part at a width; None where there is no such part."""
+        found: str | None = self._index["graphs"].get(f"{name}/{row}/{d}")
+        return found
+
     def _graph(self, name: str, row: int, d: int) -> Any:
-        return self._session(self._index["graphs"][f"{name}/{row}/{d}"])
+        file = self._file(name, row, d)
+        if file is None:
+            raise ExportError(f"{name} was not exported at this width", "choose with this session's controller")
+        return self._session(file)
 
     def _session(self, file: str) -> Any:
         session = self._sessions.get(file)

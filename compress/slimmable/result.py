@@ -56,9 +56,21 @@ class Elastic(Compressed):
     def write_more(self, folder: Path) -> None:
         (folder / TABLE).write_text(canonical_json(self.table.as_json()), encoding="utf-8")
         (folder / STATISTICS).write_bytes(safetensors.torch.save(dict(self.statistics)))
+        if self.settings.get("half"):
+            for path in folder.glob("points/*/weights.safetensors"):
+                path.write_bytes(_halved(path))
         if self.elastic.private:
             state = {name: tensor.contiguous() for name, tensor in self.elastic.private.state_dict().items()}
             (folder / PRIVATE).write_bytes(safetensors.torch.save(state))
+
+
+def _halved(path: Path) -> bytes:
+    """A file of tensors in half precision, but for the statistics of norms."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata = file.metadata()
+    small = {n: t.half() if t.is_floating_point() and "running_" not in n else t for n, t in state.items()}
+    return safetensors.torch.save(small, metadata)
 
 
 def traced_inputs(workload: Workload) -> Any:

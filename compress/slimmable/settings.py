@@ -30,6 +30,7 @@ class Settings:
         rows: encoder configurations that the table holds at most; all are tabulated where they are not more.
         decoder_rows: as `rows`, for each decoder.
         exported: encoder configurations that the exported files can run at most.
+        half: round the trained weights to half precision, and store them so: half the size.
     """
 
     widths: tuple[float, ...] = WIDTHS
@@ -55,6 +56,7 @@ class Settings:
     rows: int = 64
     decoder_rows: int = 16
     exported: int = 12
+    half: bool = False
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "rows", "decoder_rows", "exported", "recalibration_batches"):

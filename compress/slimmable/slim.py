@@ -30,6 +30,7 @@ from secateur.compress.slimmable.space import Space
 from secateur.compress.slimmable.tabulate import Judge, tabulate
 from secateur.compress.slimmable.train import train
 from secateur.core.budget import Budget, Tolerance
+from secateur.core.costs import Costs
 from secateur.core.predict import check, evaluate
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
@@ -57,33 +58,20 @@ def slim(
     started, settings = time.monotonic(), settings or Settings()
     check(workload)
     seed_everything(seed)
-    model, inputs = copy.deepcopy(workload.model).eval(), traced_inputs(workload)
-    groups = trace(model, inputs, workload.task_names)
-    space = Space.of(groups, workload.task_names, settings.rule)
-    slopes = None
-    if settings.order == "taylor":
-        slopes = gradients(model, calibration_batches(workload.calibration, settings.calibration_samples), workload)
-    names = list(space.channels(space.largest))
-    stayed = sort_channels(model, groups, names, inputs, workload.task_names, settings.order, slopes)
-    elastic = ElasticModel(model, space, private=settings.private_norms)
+    elastic, stayed = _elastic(workload, settings)
+    features = find_features(elastic.space, traced_inputs(workload))
     with process_group() as (rank, world):
         identity = _identity(workload, settings, seed)
         journal = first_then_others(rank, world, lambda again: Journal(state, identity, resume=resume or again))
-        features = find_features(space, inputs)
         curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
     if rank > 0:
         raise WorkerDone
+    if settings.half:
+        _round_to_half(elastic)
     judge = Judge(elastic, workload, settings, seed, journal)
     table = tabulate(judge, settings, seed)
-    with torch.no_grad():
-        for name, tensor in judge.statistics(space.largest).items():
-            elastic.model.get_buffer(name).copy_(tensor)
-    before = count(workload.model, workload.example_input, workload.task_names).costs
-    metrics_before = evaluate(workload.model, workload.test, workload.tasks, "evaluating")
-    metrics = evaluate(_full(elastic), workload.test, workload.tasks, "evaluating")
-    point = CompressedPoint(
-        _full(elastic), ChannelMap(), before, metrics, delta_mtl(workload.tasks, metrics_before, metrics)
-    )
+    point, before, metrics_before = _full_width(judge)
+    groups = elastic.space.groups
     history: dict[str, Any] = {
         "groups": describe_groups(groups, CostModel(groups)), "sequences": [], "decisions": [],
         "fine_tuning": [{"round": 0, **entry} for entry in curves], "unsorted": stayed,
@@ -95,8 +83,40 @@ def slim(
     )  # fmt: skip
 
 
-def _full(elastic: ElasticModel) -> Any:
-    return elastic.static(elastic.space.largest)
+def _elastic(workload: Workload, settings: Settings) -> tuple[ElasticModel, list[str]]:
+    """The model with sorted channels, elastic but not trained yet; and the groups whose order had to stay."""
+    model, inputs = copy.deepcopy(workload.model).eval(), traced_inputs(workload)
+    groups = trace(model, inputs, workload.task_names)
+    space = Space.of(groups, workload.task_names, settings.rule)
+    slopes = None
+    if settings.order == "taylor":
+        slopes = gradients(model, calibration_batches(workload.calibration, settings.calibration_samples), workload)
+    names = list(space.channels(space.largest))
+    stayed = sort_channels(model, groups, names, inputs, workload.task_names, settings.order, slopes)
+    return ElasticModel(model, space, private=settings.private_norms), stayed
+
+
+def _full_width(judge: Judge) -> tuple[CompressedPoint, Costs, dict[str, float]]:
+    """The largest configuration as a point, with recalibrated statistics; the original's costs and test metrics."""
+    elastic, workload = judge.elastic, judge.workload
+    with torch.no_grad():
+        for name, tensor in judge.statistics(elastic.space.largest).items():
+            elastic.model.get_buffer(name).copy_(tensor)
+    costs = count(workload.model, workload.example_input, workload.task_names).costs
+    before = evaluate(workload.model, workload.test, workload.tasks, "evaluating")
+    model = elastic.static(elastic.space.largest)
+    metrics = evaluate(model, workload.test, workload.tasks, "evaluating")
+    return (
+        CompressedPoint(model, ChannelMap(), costs, metrics, delta_mtl(workload.tasks, before, metrics)),
+        costs,
+        before,
+    )
+
+
+@torch.no_grad()
+def _round_to_half(elastic: ElasticModel) -> None:
+    for tensor in elastic.parameters():
+        tensor.copy_(tensor.half())
 
 
 def _identity(workload: Workload, settings: Settings, seed: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Space
 from secateur.compress.slimmable.tabulate import Judge, tabulate
 from secateur.core.errors import BundleError, ExportError
+from secateur.core.predict import takes_task
 from secateur.core.task import Task, Workload
 from secateur.export.elastic_graph import ElasticSource
 from secateur.export.elastic_layouts import write_elastic
@@ -64,12 +65,47 @@ class Flat(Dense):
         return {"kind": self.kind(features), "depth": self.depth(features)}
 
 
+class Guided(Dense):
+    """One task's prediction is an input of the other's head, so that the shared part makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth[0] = nn.Conv2d(22, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.stem(x)
+        features = torch.cat([nn.functional.interpolate(self.deep(fine), scale_factor=2.0), fine], 1)
+        edges = self.edges(features)
+        return {"edges": edges, "depth": self.depth(torch.cat([features, edges], 1))}
+
+
+class ByTask(Dense):
+    """Called one task at a time: no part of its graph is shared."""
+
+    def forward(self, x: Tensor, task: str) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[task]
+
+
+class Single(Dense):
+    """One task: all of it is shared."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"depth": super().forward(x)["depth"]}
+
+
 class Error:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         self.value = float((prediction - target).abs().mean())
 
     def compute(self) -> float:
         return self.value
+
+
+def outputs_of(model: nn.Module, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        if takes_task(model):
+            return {task: model(BATCH, task) for task in tasks}
+        return model(BATCH)
 
 
 def made(model: nn.Module, tasks: tuple[str, ...]) -> ElasticSource:
@@ -79,7 +115,7 @@ def made(model: nn.Module, tasks: tuple[str, ...]) -> ElasticSource:
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)
     model.eval()
-    outputs = model(BATCH)
+    outputs = outputs_of(model, tasks)
     batch = [(BATCH, {task: torch.zeros_like(outputs[task]) for task in tasks})]
     listed = tuple(Task(task, nn.functional.l1_loss, Error(), "lower") for task in tasks)
     workload = Workload("dense", model, BATCH[:1], listed, batch, batch, batch)
@@ -104,8 +140,8 @@ def session(request: pytest.FixtureRequest, dense: ElasticSource, tmp_path_facto
 
 
 def expected(source: ElasticSource, row: int, chosen: Mapping[str, int]) -> dict[str, np.ndarray]:
-    with torch.no_grad():
-        return {task: value.numpy() for task, value in source.at(row, chosen)[0](BATCH).items()}
+    found = outputs_of(source.at(row, chosen)[0], source.table.tasks)
+    return {task: value.numpy() for task, value in found.items()}
 
 
 def assert_equal(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
@@ -171,6 +207,22 @@ def test_weights_are_stored_once(dense: ElasticSource, session: ElasticSession) 
     assert size < copies
     if (session.folder / "weights.bin").exists():
         assert (session.folder / "weights.bin").stat().st_size < 1.5 * weights + 64 * 30
+
+
+@pytest.mark.parametrize("layout", ["if", "files"])
+@pytest.mark.parametrize(
+    ("model", "tasks"), [(Guided, ("edges", "depth")), (ByTask, ("depth", "edges")), (Single, ("depth",))]
+)
+def test_parts_of_other_shapes(model: type[nn.Module], tasks: tuple[str, ...], layout: str, tmp_path: Path) -> None:
+    source = made(model(), tasks)
+    write_elastic(source, tmp_path, layout)
+    session = ElasticSession(tmp_path)
+    for row in source.table.exported:
+        last = {task: len(rows) - 1 for task, rows in source.table.decoders.items()}
+        for chosen in (dict.fromkeys(tasks, 0), last):
+            found = session.run(BATCH.numpy(), choice=session.controller.choice(row, chosen))
+            assert set(found) == set(tasks)
+            assert_equal(found, expected(source, row, chosen))
 
 
 def test_a_width_that_is_a_constant_of_the_graph_is_exported_right(tmp_path: Path) -> None:
