@@ -70,7 +70,8 @@ def _halved(path: Path) -> bytes:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         metadata = file.metadata()
     small = {n: t.half() if t.is_floating_point() and "running_" not in n else t for n, t in state.items()}
-    return safetensors.torch.save(small, metadata)
+    content: bytes = safetensors.torch.save(small, metadata)
+    return content
 
 
 def traced_inputs(workload: Workload) -> Any:
