@@ -105,7 +105,10 @@ def log_depth_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of 1 - cos of the angle between normals."""
-    return (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
+    lengths = prediction.square().sum(1) * target.square().sum(
+        1
+    )  # torch's own cosine_similarity takes ten times as long
+    return (1 - (prediction * target).sum(1) * lengths.clamp_min(1e-16).rsqrt()).mean()
 
 
 def edge_loss(prediction: Tensor, target: Tensor) -> Tensor:

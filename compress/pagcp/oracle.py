@@ -24,7 +24,7 @@ from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Keep
 from secateur.compress.dataflow.mask import masked_state
-from secateur.compress.pagcp.prefix import Prefix
+from secateur.compress.pagcp.prefix import Choice, Prefix
 from secateur.compress.speed import fast_layout, in_layout
 from secateur.core.errors import ModelError
 from secateur.core.predict import batch_size, pick_tasks, predict, task_losses
@@ -77,7 +77,8 @@ class Oracle:
         self._state = {name: in_layout(tensor.detach(), layout) for name, tensor in named_tensors(model).items()}
         self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
         inputs = [batch[0] for batch in self.batches]
-        self.prefix = Prefix(self.groups, inputs, self.state, self._count_flops, self.cache_limit)
+        self._choice: Choice | None = None
+        self.prefix = Prefix(self.groups, inputs, self.choice, self._count_flops, self.cache_limit)
         self._check_replay()
 
     def _count_flops(self, position: int, calls: frozenset[Node] | None) -> None:
@@ -94,11 +95,17 @@ class Oracle:
         """The model's parameters with a choice of channels masked."""
         return self._state | masked_state(self.groups.groups, keep, self._state)
 
+    def choice(self, keep: Keep) -> Choice:
+        """All that belongs to a choice of channels; made once while the same one is asked for."""
+        if self._choice is None or self._choice.keep is not keep:
+            self._choice = Choice(keep, self.state(keep), self.groups.gone(keep))
+        return self._choice
+
     def chunk_losses(self, keep: Keep) -> Iterator[Losses]:
         """Each task's loss on one chunk after the other."""
         for number in range(len(self.batches)):
             self.spent.evaluations += 1
-            yield self._task_losses(number, self.prefix.outputs(number, keep))
+            yield self._task_losses(number, self.prefix.outputs(number, self.choice(keep)))
 
     def losses(self, keep: Keep, reference: Sequence[Losses]) -> Losses:
         """Each task's mean loss; with a `confidence`, from no more chunks than it takes to know the difference from a
@@ -169,12 +176,13 @@ class Session:
     """Candidates of one group on top of a choice for the others. What a candidate was seen to do is not run again."""
 
     def __init__(self, oracle: Oracle, keep: Keep, group: str, current: Losses) -> None:
-        self._oracle, self._keep, self._group, self._current = oracle, keep, group, current
-        self._base_state = oracle.state(keep)
+        self._oracle, self._group, self._current = oracle, group, current
+        self._base = oracle.choice(keep)
         names = [member.parameter for member in oracle.groups[group].members]
         self._dirty = [masked.replay.reachable(names) for masked in oracle.groups.masked]
         self._before: list[Losses] = []
         self._seen: dict[tuple[int, ...], list[Losses]] = {}
+        self._choices: dict[tuple[int, ...], Choice] = {}
 
     def guess(self, kept: Sequence[int], limits: Losses) -> bool:
         """What the first chunk says of a candidate: no proof, but cheap."""
@@ -199,13 +207,18 @@ class Session:
         oracle, seen = self._oracle, self._seen.setdefault(candidate, [])
         number = len(seen)
         if number == len(self._before):
-            self._before.append(oracle._task_losses(number, oracle.prefix.outputs(number, self._keep)))
-        keep = {self._group: list(candidate)}
-        state = self._base_state | masked_state(oracle.groups.groups, keep, self._base_state)
-        gone = oracle.groups.gone({**self._keep, **keep})
-        outputs = oracle.prefix.run(number, self._keep, state, gone, self._dirty)
+            self._before.append(oracle._task_losses(number, oracle.prefix.outputs(number, self._base)))
+        if candidate not in self._choices:
+            self._choices[candidate] = self._choose(candidate)
+        outputs = oracle.prefix.run(number, self._base, self._choices[candidate], self._dirty)
         seen.append(oracle._task_losses(number, outputs))
         oracle.spent.evaluations += 1
+
+    def _choose(self, candidate: tuple[int, ...]) -> Choice:
+        base, groups, change = self._base, self._oracle.groups, {self._group: list(candidate)}
+        keep = {**base.keep, **change}
+        state = dict(base.state) | masked_state(groups.groups, change, base.state)
+        return Choice(keep, state, groups.gone(keep))
 
     def _decided(self, seen: list[Losses], limits: Losses) -> bool | None:
         """True or False once it is clear, None before."""

@@ -18,8 +18,16 @@ from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Index, Keep
 from secateur.compress.dataflow.replay import Values
 
-State = Mapping[str, Tensor]
 Count = Callable[[int, "frozenset[Node] | None"], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of channels, the masked parameters that go with it, and the components that it removes."""
+
+    keep: Keep
+    state: Mapping[str, Tensor]
+    gone: Index
 
 
 @dataclass
@@ -37,11 +45,11 @@ class Prefix:
         self,
         groups: ChannelGroups,
         inputs: Sequence[Any],
-        state_of: Callable[[Keep], State],
+        choice_of: Callable[[Keep], Choice],
         count: Count,
         limit: int,
     ) -> None:
-        self._groups, self._inputs, self._state_of, self._count, self._limit = groups, inputs, state_of, count, limit
+        self._groups, self._inputs, self._choice_of, self._count, self._limit = groups, inputs, choice_of, count, limit
         self._chunks: dict[int, _Cached] = {}
         self._bytes = 0
 
@@ -54,51 +62,51 @@ class Prefix:
         """Stand where a stopped run stood; the FLOPs of getting there are not counted again."""
         self._chunks, self._bytes = {}, 0
         for number, keep in filled.items():
-            self._fill(number, keep, counted=False)
+            self._fill(number, self._choice_of(keep), counted=False)
 
-    def outputs(self, number: int, keep: Keep) -> list[list[Any]]:
+    def outputs(self, number: int, choice: Choice) -> list[list[Any]]:
         """The outputs of all graphs on one chunk for a choice of channels."""
         nothing = [frozenset[Node]()] * len(self._groups.masked)
-        return self.run(number, keep, self._state_of(keep), self._groups.gone(keep), nothing)
+        return self.run(number, choice, choice, nothing)
 
-    def run(
-        self, number: int, keep: Keep, state: State, gone: Index, dirty: Sequence[frozenset[Node]]
-    ) -> list[list[Any]]:
-        """The outputs of all graphs on one chunk with a candidate's `state`, re-running only `dirty` where the rest is
-        cached for `keep`."""
-        chunk = self._follow(number, keep)
+    def run(self, number: int, base: Choice, candidate: Choice, dirty: Sequence[frozenset[Node]]) -> list[list[Any]]:
+        """The outputs of all graphs on one chunk for a candidate, re-running only `dirty` where the rest is cached for
+        the `base` that it differs from."""
+        chunk = self._follow(number, base)
         results = []
         for position, masked in enumerate(self._groups.masked):
             only = None if chunk is None else dirty[position]
             values = None if chunk is None else chunk.values[position]
-            outputs, _ = masked.run(self._inputs[number], state, gone, only=only, cached=values)
+            if values is not None and not only:
+                results.append([values[node] for node in masked.replay.graph.outputs])
+                continue
+            outputs, _ = masked.run(self._inputs[number], candidate.state, candidate.gone, only=only, cached=values)
             self._count(position, only)
             results.append(outputs)
         return results
 
-    def _follow(self, number: int, keep: Keep) -> _Cached | None:
-        """The chunk's activations for `keep`; None when memory does not allow to hold them."""
+    def _follow(self, number: int, choice: Choice) -> _Cached | None:
+        """The chunk's activations for a choice; None when memory does not allow to hold them."""
         chunk = self._chunks.get(number)
         if chunk is None:
-            return self._fill(number, keep) if self._bytes < self._limit else None
-        changed = _changed(chunk.keep, keep)
+            return self._fill(number, choice) if self._bytes < self._limit else None
+        changed = _changed(chunk.keep, choice.keep)
         if changed:
             parameters = [member.parameter for name in changed for member in self._groups[name].members]
-            state, gone = self._state_of(keep), self._groups.gone(keep)
+            inputs, state, gone = self._inputs[number], choice.state, choice.gone
             for position, masked in enumerate(self._groups.masked):
                 dirty, values = masked.replay.reachable(parameters), chunk.values[position]
-                _, fresh = masked.run(self._inputs[number], state, gone, only=dirty, cached=values, wanted=dirty)
+                _, fresh = masked.run(inputs, state, gone, only=dirty, cached=values, wanted=dirty)
                 values.update(fresh)
                 self._count(position, dirty)
-            chunk.keep = keep
+            chunk.keep = choice.keep
         return chunk
 
-    def _fill(self, number: int, keep: Keep, counted: bool = True) -> _Cached:
+    def _fill(self, number: int, choice: Choice, counted: bool = True) -> _Cached:
         """Compute all activations of a chunk."""
-        state, gone = self._state_of(keep), self._groups.gone(keep)
-        chunk = _Cached(keep, [])
+        inputs, chunk = self._inputs[number], _Cached(choice.keep, [])
         for position, masked in enumerate(self._groups.masked):
-            _, values = masked.run(self._inputs[number], state, gone, wanted=masked.replay.graph.compute)
+            _, values = masked.run(inputs, choice.state, choice.gone, wanted=masked.replay.graph.compute)
             if counted:
                 self._count(position, None)
             self._bytes += _storage_bytes(values)

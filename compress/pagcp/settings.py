@@ -24,7 +24,8 @@ class Settings:
             losses and compounding over the sequences of a round; None for no such ceiling. It keeps a task that is
             nearly lost from becoming free to cut.
         keep_share: P, share of the groups that the filter keeps, best loss increase per cost removed first.
-        ratios: candidate pruning ratios of a group, ascending.
+        ratios: candidate pruning ratios of a group in one sequence, ascending; half of its channels at most by
+            default, so that one group does not pay for all before the others were asked.
         rounds: prune - fine-tune rounds; each ends in one point of the Pareto front.
         max_passes: sequences over all groups within one round before the round gives up on its budget.
         stop_at_budget: end a sequence as soon as the round's budget is met.
@@ -50,7 +51,7 @@ class Settings:
     taper: float = 0.1
     growth: float | None = 1.5
     keep_share: float = 0.8
-    ratios: tuple[float, ...] = RATIOS
+    ratios: tuple[float, ...] = RATIOS[:10]
     rounds: int = 2
     max_passes: int = 12
     stop_at_budget: bool = True
@@ -60,15 +61,15 @@ class Settings:
     saliency: str = "l1"
     min_channels: int = 1
     round_to: int = 8
-    epochs: int = 8
-    lr: float = 1e-3
+    epochs: int = 12
+    lr: float = 2e-3
     weight_decay: float = 1e-4
     distillation: float = 1.0
     clip: float = 1.0
     cache_limit: int = 2 * 2**30
     remove_dead: bool = False
     calibration_samples: int | None = 256
-    chunks: int = 64
+    chunks: int = 32
     confidence: float | None = 3.0
 
     def __post_init__(self) -> None:

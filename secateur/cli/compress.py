@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secateur.core.bundle import Bundle
 
 RUNS = Path("runs")
-DEMO_BUDGET, DEMO_DROP = ["flops<=60%", "params<=60%"], ["10%"]
+DEMO_BUDGET, DEMO_DROP = ["flops<=40%", "params<=40%"], ["3%"]
 
 
 def register(app: typer.Typer) -> None:
@@ -127,7 +127,7 @@ def demo(
 ) -> Answer:
     """Compress an embedded model, start to end.
 
-    The workload scenes to 60% of its FLOPs and parameters, into runs/demo, which is replaced.
+    The workload scenes to 40% of its FLOPs and parameters, into runs/demo, which is replaced.
     """
 
     def work(command: str) -> Bundle:
@@ -136,7 +136,7 @@ def demo(
 
         return compress_to_bundle(
             "digits" if quick else "scenes", RUNS / "demo", DEMO_BUDGET, DEMO_DROP,
-            settings=settings_of(None, epochs=9 if quick else 6),
+            settings=settings_of(None, epochs=9 if quick else 11, remove_dead=True),
             resume=resume, force=True, command=command,
         )  # fmt: skip
 

@@ -104,9 +104,11 @@ def test_a_loss_that_is_not_finite_is_refused_at_once(squares: Workload) -> None
 def test_the_cache_follows_the_choice_it_is_asked_for_and_keeps_to_its_limit(squares: Workload) -> None:
     judge = oracle(squares, None, samples=32)
     whole, some = {}, {GROUP: np.arange(5, 16), "stem.0": np.arange(8)}
-    bare = Prefix(judge.groups, [inputs for inputs, _ in judge.batches], judge.state, lambda *_: None, 0)
+    bare = Prefix(judge.groups, [inputs for inputs, _ in judge.batches], judge.choice, lambda *_: None, 0)
     for keep in (whole, some, whole):
-        for cached, computed in zip(judge.prefix.outputs(1, keep), bare.outputs(1, keep), strict=True):
+        for cached, computed in zip(
+            judge.prefix.outputs(1, judge.choice(keep)), bare.outputs(1, judge.choice(keep)), strict=True
+        ):
             for one, other in zip(cached, computed, strict=True):
                 torch.testing.assert_close(one, other)
     assert list(judge.prefix.filled) == [1]
