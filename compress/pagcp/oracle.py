@@ -32,7 +32,7 @@ from secateur.core.task import Batch, Task
 from secateur.profiles.macs import node_macs
 
 Losses = dict[str, float]
-FEWEST_CHUNKS = 8
+FEWEST_CHUNKS = 6
 """Chunks on which a candidate is judged at the least, so that their spread means something."""
 
 

@@ -70,7 +70,7 @@ class Settings:
     remove_dead: bool = False
     calibration_samples: int | None = 256
     chunks: int = 32
-    confidence: float | None = 3.0
+    confidence: float | None = 2.5
 
     def __post_init__(self) -> None:
         for name in ("rounds", "max_passes", "min_channels", "round_to", "chunks"):
