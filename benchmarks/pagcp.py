@@ -149,7 +149,7 @@ def run_pagcp(workload: Workload, args: argparse.Namespace, seed: int) -> tuple[
 def run_peer(cut: Cutter, workload: Workload, args: argparse.Namespace, seed: int) -> tuple[nn.Module, float]:
     started = time.monotonic()
     model = cut(workload, args.flops)
-    recipe = Recipe(args.epochs)
+    recipe = Recipe(args.epochs, lr=pagcp.Settings().lr)
     finetune(model, workload, recipe, seed=seed, label="fine-tuning", journal=Journal(None, {}, resume=False))
     return model, time.monotonic() - started
 
@@ -169,8 +169,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--flops", type=float, default=0.4)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     workload = sc.workload(args.workload)
     assert batch_size(workload.example_input) == 1
     before = evaluate(workload.model, workload.test, workload.tasks)
