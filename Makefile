@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(bin)/secateur demo $(DEMO)
 
 test: lint types
-	$(bin)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .
