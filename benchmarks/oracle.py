@@ -33,7 +33,7 @@ from secateur.profiles.count import count
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent / "tests" / "compress" / "pagcp"))
-from published import Published, published_procedure  # noqa: E402 - the reference lives with the test that holds to it
+from published_loop import Published, published_procedure  # noqa: E402 - the reference lives with the test that holds to it
 
 
 def ours(workload: Workload, settings: Settings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from published import plain_losses
+from published_loop import plain_losses
 
 from secateur.compress.dataflow import trace
 from secateur.compress.pagcp.calibration import calibration_batches, chunked

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
-from published import plain_losses, published_procedure
+from published_loop import plain_losses, published_procedure
 
 from secateur.compress.dataflow import trace
 from secateur.compress.journal import Journal
