@@ -31,7 +31,7 @@ MISTAKES = {
     "latency budget": (("toys:pair", "--budget", "latency<=8ms"), "does not prune to a budget on latency"),
     "drop of an unknown task": (("toys:pair", *BUDGET, "--drop", "deph=3%"), 'no task "deph"'),
     "drop without a unit": (("toys:pair", *BUDGET, "--drop", "3"), 'did you mean "3%"?'),
-    "other method": (("toys:pair", *BUDGET, "--method", "slimmable"), '"pagcp", not "slimmable"'),
+    "other method": (("toys:pair", *BUDGET, "--method", "shrink"), 'not "shrink"'),
     "unknown target": (("toys:pair", *BUDGET, "--target", "gpuu"), 'unknown target "gpuu"'),
     "negative epochs": (("toys:pair", *BUDGET, "--epochs", "-1"), "epochs is -1"),
     "epochs that are no number": (("toys:pair", *BUDGET, "--epochs", "many"), "valid integer"),

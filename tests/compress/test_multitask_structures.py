@@ -110,9 +110,19 @@ def test_auxiliary_outputs_are_those_of_training_alone(name: str) -> None:
     }.get(name, set())  # fmt: skip
 
 
+def cut_with(groups: ChannelGroups, filters: str) -> set[str]:
+    """The parameters that are cut with the filters of a weight."""
+    (found,) = (
+        group
+        for group in groups.values()
+        if any(member.parameter == filters and member.role == "out" for member in group.members)
+    )
+    return {member.parameter for member in found.members}
+
+
 def test_trunks_that_a_cross_stitch_mixes_are_cut_together() -> None:
     groups, _ = traced("cross_stitch")
-    members = {member.parameter for member in groups["trunks.segmentation.stages.0.0.second.0"].members}
+    members = cut_with(groups, "trunks.segmentation.stages.0.0.second.0.weight")
     for task in ("segmentation", "depth", "normals"):
         assert f"trunks.{task}.stages.0.0.second.0.weight" in members
         assert f"trunks.{task}.stages.1.0.first.0.weight" in members
@@ -121,7 +131,7 @@ def test_trunks_that_a_cross_stitch_mixes_are_cut_together() -> None:
 
 def test_trunks_that_a_fusion_reads_are_cut_each_on_its_own() -> None:
     groups, _ = traced("nddr")
-    members = {member.parameter for member in groups["trunks.segmentation.stages.0.0.second.0"].members}
+    members = cut_with(groups, "trunks.segmentation.stages.0.0.second.0.weight")
     assert {f"fusions.0.reduce.{task}.0.weight" for task in range(3)} <= members
     assert not any(member.startswith("trunks.depth") for member in members)
 
