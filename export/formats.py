@@ -40,12 +40,18 @@ class Options:
         static: the batch of the example input instead of any batch.
         opset: of the ONNX file.
         board: whose limits an FPGA design keeps.
+        trials: of tuning on this machine, before native code is built.
+        arch: of the CPU that native code is for, this machine's when empty.
+        capabilities: of the GPUs that engines are built for, 86 being compute capability 8.6; all when empty.
     """
 
     precision: Precision = "fp32"
     static: bool = False
     opset: int | None = None
     board: str | None = None
+    arch: str = ""
+    trials: int = 0
+    capabilities: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

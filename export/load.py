@@ -8,4 +8,6 @@ def load_formats() -> None:
     import secateur.export.hls_format
     import secateur.export.ncnn_format
     import secateur.export.onnx_format
-    import secateur.export.openvino_format  # noqa: F401
+    import secateur.export.openvino_format
+    import secateur.export.tensorrt_format
+    import secateur.export.tvm_format  # noqa: F401

@@ -23,13 +23,14 @@ class Source:
     def __init__(self, model: nn.Module, workload: Workload) -> None:
         self.model, self.workload = model, workload
         self._folder = tempfile.TemporaryDirectory(prefix="secateur-")
-        self._files: dict[tuple[bool, int | None], Path] = {}
+        self._files: dict[tuple[bool, int | None, bool], Path] = {}
 
-    def onnx(self, *, static: bool = False, opset: int | None = None) -> Path:
-        """An ONNX file in float32, to be read and not to be kept.
+    def onnx(self, *, static: bool = False, opset: int | None = None, half: bool = False) -> Path:
+        """An ONNX file, to be read and not to be kept.
 
         Args:
             static: every size fixed, the batch being that of the example input.
+            half: in float16 instead of float32.
 
         Raises:
             ExportError: the model cannot be expressed.
@@ -37,10 +38,12 @@ class Source:
         from secateur.export.onnx import to_onnx
         from secateur.export.onnx_format import OPSET
 
-        key = (static, opset)
+        key = (static, opset, half)
         if key not in self._files:
             path = Path(self._folder.name) / f"model-{len(self._files)}.onnx"
-            self._files[key] = to_onnx(self.model, self.workload, path, dynamic_batch=not static, opset=opset or OPSET)
+            self._files[key] = to_onnx(
+                self.model, self.workload, path, dynamic_batch=not static, opset=opset or OPSET, half=half
+            )
         return self._files[key]
 
     def __enter__(self) -> Self:

@@ -80,7 +80,8 @@ class Process:
         self._path = path
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             stored = Path(folder) / "inputs.npz"
-            np.savez(stored, **{f"input_{index:03}": value for index, value in enumerate(inputs)})
+            arrays: dict[str, Any] = {f"input_{index:03}": value for index, value in enumerate(inputs)}
+            np.savez(stored, **arrays)
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "secateur.targets.worker"],
                 stdin=subprocess.PIPE,

@@ -125,7 +125,7 @@ class Device(_Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9:._-]*$")
     kind: Kind
     title: str
-    runtime: Literal["onnxruntime", "openvino", "ncnn", "tensorrt", "vitis-ai"]
+    runtime: Literal["onnxruntime", "openvino", "tvm", "ncnn", "tensorrt", "vitis-ai"]
     description: str = ""
     here: bool = False  # whether it is this machine, although its kind is not cpu or its runtime not ONNX Runtime
     settings: Settings = Settings()

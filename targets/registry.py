@@ -38,11 +38,13 @@ _BASIS = {
     "roofline": "from the peaks of its data sheet alone",
 }
 _MEASURE = {
+    "tvm": "export with --to tvm and run it there",
     "onnxruntime": "export with --to onnx and run it there",
     "ncnn": "export with --to ncnn and run it there, over adb or ssh",
     "tensorrt": "run secateur on a machine with this GPU",
     "vitis-ai": "export with --to onnx and compile it with the vendor's tools for the board",
 }
+_PACKAGE = {"tvm": '"secateur[tvm]"'}
 _ELSEWHERE: tuple[Kind, ...] = ("gpu", "mobile", "fpga")
 
 
@@ -82,7 +84,8 @@ def device_status(device: Device) -> TargetStatus:
     if device.kind != "cpu":
         return TargetStatus(device.name, device.kind, "unavailable", f"this version has no backend for {device.kind}")
     if importlib.util.find_spec(device.runtime) is None:
-        reason, how = f"{device.runtime} is not installed", f"install it with: pip install {device.runtime}"
+        reason = f"{device.runtime} is not installed"
+        how = f"install it with: pip install {_PACKAGE.get(device.runtime, device.runtime)}"
         return TargetStatus(device.name, device.kind, "unavailable", reason, how)
     return TargetStatus(device.name, device.kind, "measured")
 

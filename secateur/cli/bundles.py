@@ -31,6 +31,12 @@ def export(
     board: Annotated[
         str | None, typer.Option("--board", help="For hls, whose limits to keep. [default: zcu104]")
     ] = None,
+    arch: Annotated[str, typer.Option("--arch", help="tvm: of another CPU, such as aarch64.")] = "",
+    tune: Annotated[int, typer.Option("--tune", min=0, metavar="TRIALS", help="tvm: measure other schedules.")] = 0,
+    capability: Annotated[
+        list[int] | None,
+        typer.Option("--capability", metavar="CC", help="tensorrt: of the GPU, 86 for 8.6; give it again for another."),
+    ] = None,
     workload: WorkloadOption = None,
     force: Force = False,
 ) -> Answer:
@@ -39,7 +45,15 @@ def export(
     from secateur.cli.listing import show_artefacts
     from secateur.export.formats import Options
 
-    options = Options(precision=precision, static=static, opset=opset, board=board)  # type: ignore[arg-type]
+    options = Options(
+        precision=precision,
+        static=static,
+        opset=opset,
+        board=board,
+        arch=arch,
+        trials=tune,
+        capabilities=tuple(capability or ()),
+    )  # type: ignore[arg-type]
     found = write(bundle, to, output, workload=workload, options=options, force=force)
     document = [
         {

@@ -12,6 +12,7 @@ from typing import Any
 
 from secateur.core.costs import Costs, Profile
 from secateur.core.errors import DeviceError, ExportError
+from secateur.targets.compiled import measure_compiled
 from secateur.targets.cpu import inputs_of, measure_onnx
 from secateur.targets.device import Device
 from secateur.targets.device import get as device_by_name
@@ -126,15 +127,18 @@ def measure(
         inputs = {name: inputs_of(subject.onnx, shapes or {}) for name, subject in subjects.items()}
         found = measure_here(place, files, inputs, against=against)
         return {name: _filled(profile, subjects[name]) for name, profile in found.items()}
-    profiles = measure_onnx(
-        {name: subject.onnx for name, subject in subjects.items()},
-        threads=place.settings.threads,
-        batch=place.settings.batch,
-        shapes=shapes,
-        against=against,
-        layers=layers,
-        target=place.name,
-    )
+    files = {name: subject.onnx for name, subject in subjects.items()}
+    how: dict[str, Any] = {
+        "threads": place.settings.threads,
+        "batch": place.settings.batch,
+        "shapes": shapes,
+        "against": against,
+        "target": place.name,
+    }
+    if place.runtime == "onnxruntime":
+        profiles = measure_onnx(files, layers=layers, **how)
+    else:
+        profiles = measure_compiled(files, place.runtime, **how)
     return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
 
 
