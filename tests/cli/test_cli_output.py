@@ -143,7 +143,7 @@ def test_export_writes_beside_but_over_nothing(secateur: Secateur, finished: Pat
     first = secateur("export", finished, "--to", "onnx", "-o", "out", "--json")
     assert [artefact["path"] for artefact in first.document["artefacts"]] == ["out/model.onnx"]
     secateur("export", finished, "--to", "onnx", "-o", "out").refused(2, "out/model.onnx exists")
-    secateur("export", finished, "--to", "tvm", "-o", "new").refused(2, '"tvm"')
+    secateur("export", finished, "--to", "abacus", "-o", "new").refused(2, '"abacus"')
     assert [path.name for path in folder.iterdir()] == ["out"]
 
 
