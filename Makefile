@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKLOADS ?= scenes digits multifashion
+WORKLOADS ?= scenes scenes-moe digits multifashion
 ARGS ?=
 DEMO ?=
 

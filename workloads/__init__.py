@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 _BUILT_IN = {
     "scenes": "secateur.workloads.scenes",
-    "scenes-moe": "secateur.workloads.scenes_moe",
     "digits": "secateur.workloads.digits",
     "multifashion": "secateur.workloads.multifashion",
     "nyudv2": "secateur.workloads.nyudv2",
     "pascal_context": "secateur.workloads.pascal_context",
     "cifar100_mtl": "secateur.workloads.cifar100_mtl",
     "detection": "secateur.workloads.coco",
+    "scenes-moe": "secateur.workloads.scenes_moe",
 }
 
 
