@@ -29,7 +29,7 @@ from secateur.verbs.slim import export_and_measure
 from secateur.verbs.staging import state_folder
 from secateur.workloads import workload as workload_by_name
 
-SHIPPED = {"scenes-elastic": ("scenes", Settings(epochs=8, rows=32, exported=8, half=True, calibration_samples=192))}
+SHIPPED = {"scenes-elastic": ("scenes", Settings(epochs=8, exported=8, half=True, calibration_samples=192))}
 """Name of the bundle → workload and settings. The epochs keep a run under 40 minutes on two cores."""
 
 
