@@ -1,6 +1,6 @@
 """TVM with Secateur's schedule against ONNX Runtime, one and two threads.
 
-    python benchmarks/tvm.py            # prints a table, writes benchmarks/results/tvm.json
+    python benchmarks/tvm_speed.py            # prints a table, writes benchmarks/results/tvm.json
 
 Each engine runs in a process of its own; processes take turns, and whoever has no turn is stopped. Networks: the CNN
 of `scenes`, a residual network with channel counts that no vector width divides, ResNet-18 and MobileNetV2 at 128 x 128
@@ -179,7 +179,7 @@ def main() -> None:
     import tvm
 
     versions = {**machine.versions(), "tvm": tvm.__version__, "onnxruntime": onnxruntime.__version__}
-    document = {"command": "python benchmarks/tvm.py", "source": "measured", "machine": machine.describe()}
+    document = {"command": "python benchmarks/tvm_speed.py", "source": "measured", "machine": machine.describe()}
     RESULT.write_text(json.dumps({**document, "versions": versions, "results": rows}, indent=1) + "\n")
 
 
