@@ -157,9 +157,9 @@ def calibrate(
     minutes: Annotated[float, typer.Option("--minutes", help="At most; a later run goes on from here.")] = 10.0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Inside of one operator.")] = 1,
 ) -> Answer:
-    """Measure operators on this machine, so that models can be predicted without being run.
+    """Measure this machine's operators.
 
-    Stop it at any time: what was measured is kept.
+    From them a model's latency is predicted without running it. Stop it at any time: what was measured is kept.
     """
     from secateur.api import calibrate as measure_operators
     from secateur.cli.listing import show_calibration
