@@ -1,45 +1,47 @@
 """Fine-tuning of a compressed model, with the original model as teacher.
 
-    loss = Σ_t w_t·L_t(student) + d·Σ_t w_t·KD_t,     KD_t = mean‖s_t - z_t‖² / mean‖z_t - mean z_t‖²
-
-The distillation term compares raw outputs and is scaled by the teacher's variance, so that one rule serves logits,
-depth maps and boxes alike. AdamW, warm-up and cosine decay, gradient clipping, exponential moving average of weights.
-Convolutions and matrix products run in bfloat16 where the processor has instructions for it (twice as fast there).
+AdamW, warm-up and cosine decay, gradient clipping, exponential moving average of weights; what is minimised is said in
+`training/objective.py`. Under torchrun the batches are shared among the processes (plain DDP, wrapped anew for every
+call, as the model was cut since the last one). Convolutions and matrix products run in reduced precision where the
+device is faster with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from torch.utils import _pytree as pytree
 
+from secateur.compress import ranks
 from secateur.compress.journal import Journal
-from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out
+from secateur.compress.speed import fast_precision, lay_out
+from secateur.compress.training.distill import distillation
+from secateur.compress.training.objective import Objective, float32
+from secateur.compress.training.recipe import Recipe
+from secateur.compress.training.steps import Windows, batches_of, moving_average, parameter_groups, warmup_cosine
 from secateur.core.errors import ModelError
-from secateur.core.predict import predict, task_losses
+from secateur.core.predict import evaluating, losses
 from secateur.core.progress import bar
 from secateur.core.seeds import seed_everything
-from secateur.core.task import Batch, Task, Workload
+from secateur.core.task import Batch, Workload
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to fine-tune. `distillation` is the weight of the teacher's outputs; 0 needs no teacher."""
-
-    epochs: int
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    distillation: float = 1.0
-    clip: float = 1.0
-    ema_decay: float = 0.99
-    warmup: float = 0.05
+__all__ = [
+    "Recipe",
+    "batches_of",
+    "distillation",
+    "finetune",
+    "float32",
+    "moving_average",
+    "parameter_groups",
+    "warmup_cosine",
+]
 
 
 def finetune(
@@ -48,169 +50,159 @@ def finetune(
     """Fine-tune a model in place against the workload's own model as teacher.
 
     Every epoch is a checkpoint in the journal under `label`; a resumed run goes on from the last one and ends in the
-    same weights.
+    same weights. Under torchrun all processes call this together, and end with the same model.
 
     Returns:
-        one entry per epoch: {"epoch", "loss", "tasks": {task: mean loss}}.
+        one entry per epoch: {"epoch", "loss", "tasks": {task: mean loss}}, with "weights": {task: factor} where they
+        are not fixed, and "calibration": mean loss on the calibration data where that can stop the run.
 
     Raises:
-        ModelError: a loss that is not finite; the model is left as after the last finished epoch.
+        ModelError: a loss or a gradient that is not finite; the model is left as after the last good step.
+        DataError: fewer batches than processes.
     """
     if recipe.epochs == 0:
         return []
-    run = _Run(model, workload, recipe)
-    history: list[dict[str, Any]] = []
-    saved = journal.load_tensors(f"{label}/checkpoint")
-    if saved is not None:
-        history = run.restore(saved)
-    with bar(label, recipe.epochs * run.batches) as progress:
-        progress.advance(len(history) * run.batches)
-        for epoch in range(len(history), recipe.epochs):
-            seed_everything(seed, epoch)
-            history.append(run.epoch(epoch, progress))
-            progress.note(f"loss {history[-1]['loss']:.4g}")
-            journal.save_tensors(f"{label}/checkpoint", run.checkpoint(history))
-    run.finish()
+    with ranks.joined():
+        run = _Run(model, workload, recipe)
+        history: list[dict[str, Any]] = []
+        saved = journal.load_tensors(f"{label}/checkpoint")
+        if saved is not None:
+            history = run.restore(saved)
+        with bar(label, recipe.epochs * run.windows.batches) as progress:
+            progress.advance(len(history) * run.windows.batches)
+            while len(history) < recipe.epochs and not run.stale(history):
+                seed_everything(seed, len(history))
+                history.append(run.epoch(history, progress))
+                progress.note(f"loss {history[-1]['loss']:.4g}")
+                journal.save_tensors(f"{label}/checkpoint", run.checkpoint(history))
+        run.finish()
     return history
 
 
 class _Run:
     def __init__(self, model: nn.Module, workload: Workload, recipe: Recipe) -> None:
         self.model, self.workload, self.recipe = model, workload, recipe
-        self.teacher = copy.deepcopy(workload.model).eval().requires_grad_(False)
-        self.tasks: tuple[Task, ...] = workload.tasks
-        self.batches = batches_of(workload)
-        self.device = next(model.parameters()).device.type
-        self.bfloat16 = fast_bfloat16(self.device)
-        self.layout = fast_layout(model, workload.example_input, self.tasks)
-        for network in (self.model, self.teacher):
-            lay_out(network, self.layout)
-        decay, no_decay = parameter_groups(model)
+        self.windows = Windows(workload, recipe.accumulate)
+        device = next(model.parameters()).device.type
+        precision = fast_precision(device) if recipe.precision == "auto" else getattr(torch, recipe.precision)
+        self.objective = Objective(model, workload, recipe, precision)
+        self.step = _over_ranks(self.objective)
+        decay, no_decay = parameter_groups(self.objective)
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
             lr=recipe.lr,
         )
-        steps = recipe.epochs * self.batches
+        # torch's own start of 65536 would leave out the first steps, of which fine-tuning has few
+        self.scaler = torch.amp.GradScaler(device, init_scale=1024.0, enabled=precision == torch.float16)
+        steps = recipe.epochs * self.windows.steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warmup_cosine(step / max(steps, 1), recipe.warmup)
         )
         self.ema = AveragedModel(model, avg_fn=moving_average(recipe.ema_decay), use_buffers=True)
+        self.best: dict[str, Tensor] | None = None
 
-    def epoch(self, number: int, progress: Any) -> dict[str, Any]:
-        self.model.train()
-        sums: dict[str, float] = dict.fromkeys(("loss", *(task.name for task in self.tasks)), 0.0)
-        count = 0
-        for batch in self.workload.train:
-            total, parts = self._step(batch)
-            if not math.isfinite(total):
-                self._back_to_average()
-                raise ModelError(
-                    f"the loss became {total} in epoch {number} of fine-tuning",
-                    "lower the learning rate; the weights of the last good step were kept",
-                )
-            sums["loss"] += total
-            for name, value in parts.items():
-                sums[name] += value
-            count += 1
-            progress.advance()
-        means = {name: value / max(count, 1) for name, value in sums.items()}
-        return {"epoch": number, "loss": means.pop("loss"), "tasks": means}
+    def epoch(self, history: Sequence[Mapping[str, Any]], progress: Any) -> dict[str, Any]:
+        number, weighting, names = len(history), self.objective.weighting, self.workload.task_names
+        weighting.start_epoch(history)
+        self.objective.train()
+        sums = torch.zeros(1 + len(names), dtype=torch.float64)
+        for window in self.windows.epoch(number):
+            sums += self._window(window, number)
+            progress.advance(len(window))
+        loss, *means = (sums / self.windows.batches).tolist()
+        entry: dict[str, Any] = {"epoch": number, "loss": loss, "tasks": dict(zip(names, means, strict=True))}
+        if self.recipe.weighting != "fixed":
+            entry["weights"] = dict(zip(names, weighting.weights().tolist(), strict=True))
+        if self.recipe.patience:
+            entry["calibration"] = self._calibration_loss()
+            if entry["calibration"] <= min((each["calibration"] for each in history), default=math.inf):
+                self.best = copy.deepcopy(self.ema.module.state_dict())
+        return entry
 
-    def _step(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        inputs, targets = batch
-        student = self._predict(self.model, inputs)
-        losses = task_losses(student, targets, self.tasks)
-        total: Tensor = sum((task.weight * losses[task.name] for task in self.tasks), torch.zeros(()))
-        if self.recipe.distillation:
-            with torch.no_grad():
-                teacher = self._predict(self.teacher, inputs)
-            for task in self.tasks:
-                loss = distillation(student[task.name], teacher[task.name])
-                total = total + self.recipe.distillation * task.weight * loss
-        value = float(total.detach())
-        if math.isfinite(value):
-            self.optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-            self.optimizer.step()
-            self.scheduler.step()
-            self.ema.update_parameters(self.model)
-        return value, {name: float(loss.detach()) for name, loss in losses.items()}
+    def _window(self, window: Sequence[Batch], number: int) -> Tensor:
+        """One step on some batches. Returns the sums of loss and task losses, each a mean over all processes."""
+        sums = torch.zeros(1 + len(self.workload.tasks), dtype=torch.float64)
+        self.optimizer.zero_grad()
+        for position, (inputs, targets) in enumerate(window):
+            with self._unsynchronised(position + 1 < len(window)):
+                total, parts = self.step(inputs, targets)
+                found = ranks.mean(torch.stack([total.detach(), *parts]).double().cpu())
+                self._refuse_infinite(float(found[0]), "loss", number)
+                self.scaler.scale(total / len(window)).backward()  # type: ignore[no-untyped-call]
+            sums += found
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)
+        if not self.scaler.is_enabled():  # which looks for itself, and leaves such a step out
+            self._refuse_infinite(float(norm), "gradient", number)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.ema.update_parameters(self.model)
+        return sums
 
-    def _predict(self, model: nn.Module, inputs: Any) -> dict[str, Any]:
-        """Predictions in float32, computed in bfloat16 where that is fast."""
-        inputs = in_layout(inputs, self.layout)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
-            found = predict(model, inputs, self.tasks)
-        return {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
+    def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients stay in this process until the last batch of a step."""
+        if wanted and isinstance(self.step, DistributedDataParallel):
+            return self.step.no_sync()
+        return contextlib.nullcontext()
+
+    def _refuse_infinite(self, value: float, what: str, number: int) -> None:
+        if not math.isfinite(value):
+            self.finish()
+            raise ModelError(
+                f"the {what} became {value} in epoch {number} of fine-tuning",
+                "lower the learning rate; the weights of the last good step were kept",
+            )
+
+    def _calibration_loss(self) -> float:
+        """The weighted loss of the averaged weights on the calibration data."""
+        total, count = 0.0, 0
+        if ranks.leads():
+            with evaluating(self.ema.module) as model:
+                for batch in self.workload.calibration:
+                    found = losses(model, self.objective.laid_out(batch), self.workload.tasks)
+                    total += sum(task.weight * float(found[task.name]) for task in self.workload.tasks)
+                    count += 1
+        return float(ranks.from_leader(total / max(count, 1)))
+
+    def stale(self, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the calibration loss has not fallen for as many epochs as the recipe waits."""
+        if not self.recipe.patience or not history:
+            return False
+        values = [entry["calibration"] for entry in history]
+        last_best = max(number for number, value in enumerate(values) if value == min(values))
+        return len(values) - 1 - last_best >= self.recipe.patience
 
     def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
             "ema": self.ema.state_dict(),
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
             "history": history,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
-        self.model.load_state_dict(saved["model"])
+        self.objective.load_state_dict(saved["objective"])
         self.ema.load_state_dict(saved["ema"])
+        self.best = saved["best"]
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
         vars(self.scheduler).update(saved["scheduler"])  # its own load_state_dict wants the lambdas too
         return list(saved["history"])
 
     def finish(self) -> None:
-        """The moving average is the result."""
-        self._back_to_average()
+        """The moving average is the result: of the best epoch where that was looked for, else of the last step."""
+        self.model.load_state_dict(self.best or self.ema.module.state_dict())
+        ranks.state_from_leader(self.model)
         lay_out(self.model, torch.contiguous_format).eval()
 
-    def _back_to_average(self) -> None:
-        self.model.load_state_dict(self.ema.module.state_dict())
 
-
-def distillation(student: Any, teacher: Any) -> Tensor:
-    """Mean squared difference of the outputs in units of the teacher's variance; any nesting of tensors."""
-    pairs = zip(pytree.tree_leaves(student), pytree.tree_leaves(teacher), strict=True)
-    terms = [
-        (one - other).square().mean() / other.var(correction=0).clamp_min(1e-6)
-        for one, other in pairs
-        if isinstance(one, Tensor) and one.is_floating_point()
-    ]
-    return torch.stack(terms).mean() if terms else torch.zeros(())
-
-
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An exponential moving average that forgets its start: a decay of at most (1 + n) / (10 + n) after n steps keeps
-    short runs from averaging over the damaged weights they began with."""
-
-    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():
-            return current
-        count = int(steps)
-        return torch.lerp(current, averaged, min(decay, (1 + count) / (10 + count)))
-
-    return average
-
-
-def float32(value: Tensor) -> Tensor:
-    return value.float() if value.dtype == torch.bfloat16 else value
-
-
-def warmup_cosine(progress: float, warmup: float) -> float:
-    if progress < warmup:
-        return (progress + 1e-3) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
-
-
-def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights decay; biases and normalisation parameters do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
-
-
-def batches_of(workload: Workload) -> int:
-    try:
-        return len(workload.train)  # type: ignore[arg-type]
-    except TypeError:
-        return sum(1 for _ in workload.train)
+def _over_ranks(objective: Objective) -> nn.Module:
+    """The objective, with gradients averaged over all processes where there are several. A branch that some batch
+    does not use is no mistake."""
+    if not ranks.connected():
+        return objective
+    return DistributedDataParallel(objective, find_unused_parameters=True)

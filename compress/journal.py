@@ -1,5 +1,6 @@
 """Journal: what makes a long run resumable. Each finished step's result is written down; a resumed run walks the same
-way again and takes the results of finished steps from the journal instead of computing them.
+way again and takes the results of finished steps from the journal instead of computing them. Of several processes the
+first one computes and writes; the others walk the same way with the results that it sends them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from secateur.core.errors import OutputError
+from secateur.compress import ranks
+from secateur.core.errors import ModelError, OutputError
 from secateur.core.files import write_json, writing
 
 T = TypeVar("T")
@@ -28,9 +30,9 @@ class Journal:
         Raises:
             OutputError: to resume a run that was another one.
         """
-        self._folder, self._identity = folder, dict(identity)
+        self._folder, self._identity = folder if ranks.leads() else None, dict(identity)
         self._steps: dict[str, Any] = {}
-        if folder is None:
+        if self._folder is None or folder is None:
             return
         file = folder / "journal.json"
         if resume and file.is_file():
@@ -40,18 +42,25 @@ class Journal:
 
     def step(self, key: str, compute: Callable[[], T], encode: Callable[[T], Any], decode: Callable[[Any], T]) -> T:
         """The result of a step: from the journal when it was finished before, else computed and written down."""
-        if key in self._steps:
-            return decode(self._steps[key])
-        result = compute()
-        self._steps[key] = encode(result)
-        self._write()
+        if ranks.connected() and not ranks.leads():
+            return decode(_sent(ranks.from_leader(None)))
+        try:
+            found = key in self._steps
+            result = decode(self._steps[key]) if found else compute()
+            if not found:
+                self._steps[key] = encode(result)
+                self._write()
+        except BaseException:
+            ranks.from_leader({})
+            raise
+        ranks.from_leader({"result": self._steps[key]})
         return result
 
     def load_tensors(self, key: str) -> Any | None:
         """Tensors saved under a key (nested dicts and lists of tensors and numbers), or None."""
-        if self._folder is None or not self._path(key).is_file() or key not in self._steps:
-            return None
-        return torch.load(self._path(key), weights_only=True)
+        there = self._folder is not None and self._path(key).is_file() and key in self._steps
+        data = ranks.bytes_from_leader(self._path(key).read_bytes() if there else b"")
+        return torch.load(io.BytesIO(data), weights_only=True) if data else None
 
     def save_tensors(self, key: str, value: Any) -> None:
         """Save tensors under a key, replacing what was there."""
@@ -71,6 +80,17 @@ class Journal:
     def _write(self) -> None:
         if self._folder is not None:
             write_json(self._folder / "journal.json", {"identity": self._identity, "steps": self._steps})
+
+
+def _sent(document: Any) -> Any:
+    """A step's result as rank 0 sent it.
+
+    Raises:
+        ModelError: rank 0 failed in this step.
+    """
+    if "result" not in document:
+        raise ModelError("the first process stopped", "see what it says")
+    return document["result"]
 
 
 def _read(file: Path, identity: dict[str, Any]) -> dict[str, Any]:

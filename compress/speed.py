@@ -44,3 +44,10 @@ def fast_bfloat16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def fast_precision(device: str) -> torch.dtype:
+    """What a device multiplies matrices in fastest, with enough digits to train in."""
+    if fast_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device == "cuda" else torch.float32

@@ -28,6 +28,7 @@ _HOME = {
     "extract": "secateur.api",
     "load": "secateur.api",
     "select": "secateur.api",
+    "sweep": "secateur.api",
     "slim": "secateur.api",
     "benchmark": "secateur.api",
     "compress_to_bundle": "secateur.api",
@@ -56,12 +57,25 @@ __all__ = [
     "report",
     "select",
     "slim",
+    "sweep",
     "verify",
     "workload",
 ]
 
 if TYPE_CHECKING:
-    from secateur.api import benchmark, compress_to_bundle, extract, inspect, load, prune, report, select, slim, verify
+    from secateur.api import (
+        benchmark,
+        compress_to_bundle,
+        extract,
+        inspect,
+        load,
+        prune,
+        report,
+        select,
+        slim,
+        sweep,
+        verify,
+    )
     from secateur.compress.compressed import Compressed
     from secateur.core.budget import Budget, Tolerance
     from secateur.core.bundle import Bundle

@@ -17,6 +17,7 @@ from secateur.verbs.prune import prune
 from secateur.verbs.report import report
 from secateur.verbs.select import Selection, select
 from secateur.verbs.slim import slim, slim_to_bundle
+from secateur.verbs.sweep import Sweep, sweep
 from secateur.verbs.verify import Verification, verify
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Inspection",
     "Loaded",
     "Selection",
+    "Sweep",
     "Verification",
     "benchmark",
     "calibrate",
@@ -42,5 +44,6 @@ __all__ = [
     "select",
     "slim",
     "slim_to_bundle",
+    "sweep",
     "verify",
 ]

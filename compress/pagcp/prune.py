@@ -12,22 +12,25 @@ import copy
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateur.compress import ranks
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.compressed import Compressed, CompressedPoint
 from secateur.compress.dataflow import trace
-from secateur.compress.finetune import Recipe, finetune
+from secateur.compress.finetune import finetune
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
+from secateur.compress.pagcp.calibration import calibration_batches
+from secateur.compress.pagcp.compensation import compensate
+from secateur.compress.pagcp.front import check_front, epochs, front_misses, round_limits, with_front
 from secateur.compress.pagcp.round import Record, Round
 from secateur.compress.pagcp.settings import Settings
-from secateur.core.budget import Budget, Limit, Tolerance, figure
+from secateur.core.budget import Budget, Tolerance
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError
 from secateur.core.predict import check, evaluate
@@ -61,12 +64,14 @@ def prune(
         BudgetError, ModelError, DataError: wrong input, found before any long work.
     """
     started = time.monotonic()
-    run = _Run(workload, budget, tolerance or Tolerance(), settings or Settings(), seed)
+    budget, settings = with_front(budget, settings or Settings())
+    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed)
     journal = Journal(state, run.identity(), resume=resume)
-    points, before, metrics_before = run.points(journal)
+    with ranks.joined():
+        points, before, metrics_before = run.points(journal)
     return Compressed(
         workload, "pagcp", budget, run.tolerance, points, len(points) - 1, before, metrics_before,
-        run.misses(points[-1], before, metrics_before), run.history(), dict(vars(run.record.spent)),
+        run.misses(points, before, metrics_before), run.history(), dict(vars(run.record.spent)),
         run.settings.as_json(), seed, time.monotonic() - started,
     )  # fmt: skip
 
@@ -87,6 +92,7 @@ class _Run:
         """All rounds: (points from large to small, costs before, metrics before)."""
         workload = self.workload
         before = count(workload.model, workload.example_input, workload.task_names).costs
+        check_front(self.budget, self.settings.front, before)
         metrics_before = self._metrics(journal, "before", workload.model)
         model, channels, points = copy.deepcopy(workload.model).eval(), ChannelMap(), list[CompressedPoint]()
         if self.settings.remove_dead:
@@ -94,9 +100,9 @@ class _Run:
             channels.apply(model)
         for number in range(self.settings.rounds):
             one = Round(model, workload, self.settings, self._strictness(), journal, self.record, number)
-            cut = one.prune(self._target(number, before), before)
+            cut = one.prune(round_limits(self.budget, self.settings, number, before), before)
             channels = channels.then(cut)
-            cut.apply(model)
+            self._cut(journal, model, cut, number)
             self._finetune(journal, model, number)
             metrics = self._metrics(journal, f"round{number}/metrics", model)
             costs = count(model, workload.example_input, workload.task_names).costs
@@ -104,10 +110,21 @@ class _Run:
             points.append(CompressedPoint(copy.deepcopy(model), channels, costs, metrics, delta))
         return points, before, metrics_before
 
-    def _target(self, number: int, before: Costs) -> list[Limit]:
-        """A round's limits: geometric steps from the original to the budget."""
-        share = (number + 1) / self.settings.rounds
-        return [_eased(limit, figure(limit.kind, before, before)[1], share) for limit in self.budget.limits]
+    def _cut(self, journal: Journal, model: nn.Module, cut: ChannelMap, number: int) -> None:
+        """Cut a model in place; with `compensate`, mend the layers that read what is gone."""
+        before = copy.deepcopy(model)
+        cut.apply(model)
+        if not self.settings.compensate or not cut.kept:
+            return
+        saved = journal.load_tensors(f"round{number}/compensated")
+        if saved is not None:
+            model.load_state_dict(saved)
+            return
+        if ranks.leads():
+            batches = calibration_batches(self.workload.calibration, self.settings.calibration_samples)
+            compensate(model, before, cut, batches, self.workload.tasks)
+        ranks.state_from_leader(model)
+        journal.save_tensors(f"round{number}/compensated", model.state_dict())
 
     def _strictness(self) -> dict[str, float]:
         """Each task's factor on τ: its tolerance over the mean tolerance. Equal ones give the published rule."""
@@ -118,10 +135,7 @@ class _Run:
     def _finetune(self, journal: Journal, model: nn.Module, number: int) -> None:
         settings = self.settings
         seed_everything(self.seed, number)
-        recipe = Recipe(
-            _epochs(settings.epochs, settings.rounds)[number], settings.lr, settings.weight_decay,
-            settings.distillation, settings.clip,
-        )  # fmt: skip
+        recipe = settings.recipe(epochs(settings)[number])
         label = f"round{number}/finetune"
         for entry in finetune(
             model, self.workload, recipe, seed=self.seed + 1000 * number, label=label, journal=journal
@@ -133,9 +147,12 @@ class _Run:
             key, lambda: evaluate(model, self.workload.test, self.workload.tasks, "evaluating"), dict, dict
         )
 
-    def misses(self, point: CompressedPoint, before: Costs, metrics_before: Mapping[str, float]) -> list[str]:
-        """What of budget and tolerance does not hold."""
+    def misses(self, points: list[CompressedPoint], before: Costs, metrics_before: Mapping[str, float]) -> list[str]:
+        """What of budget and tolerance does not hold at the last point, and which points of a front were not
+        reached."""
+        point, reached = points[-1], [each.costs for each in points]
         found = self.budget.misses(point.costs, before)
+        found += front_misses(self.budget, self.settings, reached, before)
         for task in self.workload.tasks:
             change = task.relative_change(metrics_before[task.name], point.metrics[task.name])
             allowed = self.tolerance.of(task.name)
@@ -173,14 +190,3 @@ def _check_budget(budget: Budget, settings: Settings) -> None:
             )
     if not budget and settings.stop_at_budget:
         raise BudgetError("no budget is given", 'for example: --budget "flops<=40%", or --paper for the published run')
-
-
-def _eased(limit: Limit, original: float, share: float) -> Limit:
-    fraction = min(limit.absolute(original) / original, 1.0)
-    return replace(limit, value=fraction**share, relative=True)
-
-
-def _epochs(total: int, rounds: int) -> list[int]:
-    """Epochs of each round: the last one, which is what most people take, gets twice the share of the others."""
-    share = total // (rounds + 1)
-    return [share] * (rounds - 1) + [total - share * (rounds - 1)]

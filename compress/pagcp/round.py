@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.dataflow import trace
@@ -18,15 +17,15 @@ from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
 from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
+from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
-from secateur.core.predict import losses
 from secateur.core.progress import bar
-from secateur.core.task import Batch, Workload
+from secateur.core.task import Workload
 
 T = TypeVar("T")
 
@@ -70,8 +69,7 @@ class Round:
         self._cached: dict[int, Kept] | None = None
         self._costs = CostModel(self._groups)
         self._criterion = saliency.find(settings.saliency)
-        needs_gradient = settings.saliency in saliency.NEEDS_GRADIENT
-        self._gradients = gradients(model, batches, workload) if needs_gradient else None
+        self._evidence = evidence(self._criterion, self._groups, batches, workload.tasks)
         if not record.groups:
             record.groups = describe_groups(self._groups, self._costs)
 
@@ -89,7 +87,7 @@ class Round:
             base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
-                self._ceiling(rise), target, self._gradients,
+                self._ceiling(rise), target, self._evidence,
             )  # fmt: skip
             if sequence.done:
                 break
@@ -189,20 +187,6 @@ def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:
         }
         for group in groups.values()
     ]
-
-
-def gradients(model: nn.Module, batches: list[Batch], workload: Workload) -> dict[str, Tensor]:
-    """Gradient of the weighted task losses, summed over batches, of every parameter; the model is left as it was."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for batch in batches:
-        values = losses(model, batch, workload.tasks)
-        total = torch.stack([task.weight * values[task.name] for task in workload.tasks]).sum()
-        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(sums, found, strict=True):
-            if gradient is not None:
-                sums[name] += gradient
-    return sums
 
 
 def _line(decision: Decision, number: int, attempt: int, passed: bool) -> dict[str, Any]:

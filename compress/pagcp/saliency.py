@@ -7,27 +7,45 @@ def mine(weight: Tensor, gradient: Tensor | None) -> Tensor:      # [filters, we
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.compress.dataflow import ChannelGroup
-from secateur.compress.dataflow.groups import Index
+from secateur.compress.dataflow.groups import Index, Member
 from secateur.core.errors import BudgetError
 
-Criterion = Callable[[Tensor, "Tensor | None"], Tensor]
+Function = Callable[[Tensor, "Tensor | None"], Tensor]
+Needs = Literal["weight", "gradient", "fisher", "scale", "reconstruction"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A registered criterion, and what it is given besides the filters' weights.
+
+    `needs`: "weight" nothing; "gradient" and "fisher" the gradient of the weighted task losses with respect to the
+    weights, and its square, summed over calibration batches; "scale" is given the scales of the channels' norms in
+    place of filters; "reconstruction" judges whole groups.
+    """
+
+    function: Function
+    needs: Needs = "weight"
+
+
 _CRITERIA: dict[str, Criterion] = {}
-NEEDS_GRADIENT = {"taylor"}
 
 
-def saliency(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion: from filters [F, weights] and their gradients to one score per filter, larger is kept."""
+def saliency(name: str, needs: Needs = "weight") -> Callable[[Function], Function]:
+    """Register a criterion: from filters [F, weights] and what it needs of them to one score per filter, larger is
+    kept."""
 
-    def register(criterion: Criterion) -> Criterion:
-        _CRITERIA[name] = criterion
-        return criterion
+    def register(function: Function) -> Function:
+        _CRITERIA[name] = Criterion(function, needs)
+        return function
 
     return register
 
@@ -55,11 +73,31 @@ def l2(weight: Tensor, gradient: Tensor | None) -> Tensor:
     return weight.square().flatten(1).mean(1).sqrt()
 
 
-@saliency("taylor")
+@saliency("taylor", needs="gradient")
 def taylor(weight: Tensor, gradient: Tensor | None) -> Tensor:
     """|Σ w·∂L/∂w| per filter: first-order change of the loss (Molchanov et al., CVPR 2019, eq. 8)."""
     assert gradient is not None
     return (weight * gradient).flatten(1).sum(1).abs()
+
+
+@saliency("fisher", needs="fisher")
+def fisher(weight: Tensor, squared: Tensor | None) -> Tensor:
+    """Σ w²·E[(∂L/∂w)²] / 2 per filter: second-order change of the loss, the Hessian's diagonal taken as that of the
+    empirical Fisher information (Theis et al., 2018)."""
+    assert squared is not None
+    return (weight.square() * squared).flatten(1).sum(1) / 2
+
+
+@saliency("bn", needs="scale")
+def bn(scale: Tensor, gradient: Tensor | None) -> Tensor:
+    """|γ| of the norms that scale a channel (network slimming, Liu et al., ICCV 2017); L1 where there is none."""
+    return scale.abs().flatten(1).mean(1)
+
+
+@saliency("reconstruction", needs="reconstruction")
+def reconstruction(weight: Tensor, gradient: Tensor | None) -> Tensor:
+    """How badly the next layers do without (see reconstruction.py); L1 where no layer that can be solved reads."""
+    return l1(weight, gradient)
 
 
 @saliency("random")
@@ -73,24 +111,46 @@ def score(
     group: ChannelGroup,
     state: Mapping[str, Tensor],
     criterion: Criterion,
-    gradients: Mapping[str, Tensor] | None = None,
+    evidence: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Joint saliency of a group's channels [channels]: the mean over the parameters that produce them of the
     criterion per filter (Ye et al., T-PAMI 2023: inter-layer saliency).
 
     `state` may be masked: what a filter reads from removed channels is left out, as if it were cut already.
+
+    Args:
+        evidence: what `sensitivity.evidence` found for the criterion.
     """
+    if criterion.needs == "reconstruction" and evidence is not None and group.name in evidence:
+        return evidence[group.name]
+    function, members = criterion.function, list(_filters(group))
+    if criterion.needs == "scale":
+        scales = list(_scales(group, state))
+        function, members = (criterion.function, scales) if scales else (l1, members)
+    given = evidence if criterion.needs in ("gradient", "fisher") else None
     totals = torch.zeros(group.channels)
-    for member in group.members:
-        if member.role != "out":
-            continue
-        weight = state[member.parameter].detach().movedim(member.dim, 0).flatten(1)
+    for member in members:
+        weight = state[member.parameter].detach().movedim(member.dim, 0)
+        weight = weight.reshape(len(weight), -1)
         read = weight.any(0) if weight.any() else slice(None)
-        weight = weight[:, read]
-        gradient = None if gradients is None else gradients[member.parameter].movedim(member.dim, 0).flatten(1)[:, read]
-        per_filter = criterion(weight, gradient).float().cpu()
+        weight, found = weight[:, read], None
+        if given is not None:
+            found = given[member.parameter].movedim(member.dim, 0).reshape(len(weight), -1)[:, read]
+        per_filter = function(weight, found).float().cpu()
         totals += per_filter[torch.from_numpy(member.index)].mean(1)
     return totals
+
+
+def _filters(group: ChannelGroup) -> Iterator[Member]:
+    return (member for member in group.members if member.role == "out")
+
+
+def _scales(group: ChannelGroup, state: Mapping[str, Tensor]) -> Iterator[Member]:
+    """The scales of the norms: one weight per channel, with a shift beside it (a PReLU's slope has none)."""
+    for member in group.members:
+        path, _, attribute = member.parameter.rpartition(".")
+        if member.role == "bound" and attribute == "weight" and f"{path}.bias" in state:
+            yield member
 
 
 def lowest(scores: Tensor, count: int) -> Index:

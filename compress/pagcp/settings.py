@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from secateur.compress.training.recipe import Recipe
 from secateur.core.errors import BudgetError
 
 RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -27,17 +28,23 @@ class Settings:
         ratios: candidate pruning ratios of a group in one sequence, ascending; half of its channels at most by
             default, so that one group does not pay for all before the others were asked.
         rounds: prune - fine-tune rounds; each ends in one point of the Pareto front.
+        front: points that the rounds prune to, as shares of the original, largest first: of whatever the budget limits,
+            which is then the last point, or of FLOPs; in place of geometric steps and of `rounds`.
         max_passes: sequences over all groups within one round before the round gives up on its budget.
         stop_at_budget: end a sequence as soon as the round's budget is met.
         bisect: find the largest accepted ratio by bisection, as the loss grows with the ratio; else try them in order.
         check_monotone: where the loss was seen to fall while more channels went, try the ratios in order after all,
             which gives the published decision there too.
         skip_refused: do not try a group again whose smallest step was refused before by far.
-        saliency: which channels of a group go first: "l1" (published), "l2", "taylor", "random".
+        saliency: which channels of a group go first: "l1" (published), "l2", "taylor", "fisher", "bn",
+            "reconstruction", "random", or one that was registered.
+        compensate: after a cut, solve the layers that read fewer channels and estimate batch norms anew, before
+            fine-tuning.
         min_channels: channels that always stay in a group.
         round_to: kept channel counts are multiples of up to this power of two, as devices like them; 1 for any count.
         epochs: of fine-tuning, over all rounds.
-        lr, weight_decay, distillation, clip: of fine-tuning; `distillation` is the weight of the teacher's outputs.
+        lr, weight_decay, distillation, clip, feature_distillation, weighting, accumulate, patience, precision: of
+            fine-tuning; see `secateur.compress.training.recipe.Recipe`.
         cache_limit: bytes of activations that prefix caching may hold.
         remove_dead: take out the modules that no output in evaluation mode depends on.
         calibration_samples: samples of the calibration loader that the oracle uses; None for all.
@@ -53,12 +60,14 @@ class Settings:
     keep_share: float = 0.8
     ratios: tuple[float, ...] = RATIOS[:10]
     rounds: int = 2
+    front: tuple[float, ...] = ()
     max_passes: int = 12
     stop_at_budget: bool = True
     bisect: bool = True
     check_monotone: bool = False
     skip_refused: bool = True
     saliency: str = "l1"
+    compensate: bool = False
     min_channels: int = 1
     round_to: int = 8
     epochs: int = 12
@@ -71,21 +80,38 @@ class Settings:
     calibration_samples: int | None = 256
     chunks: int = 32
     confidence: float | None = 2.5
+    feature_distillation: float = 0.0
+    weighting: str = "fixed"
+    accumulate: int = 1
+    patience: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
+        self.recipe(0)
         for name in ("rounds", "max_passes", "min_channels", "round_to", "chunks"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
+        if list(self.front) != sorted(set(self.front), reverse=True) or not all(0 < share < 1 for share in self.front):
+            shown = ",".join(f"{100 * share:g}%" for share in self.front)
+            raise BudgetError(f"the front is {shown}", "give shares that fall, between 0% and 100%: 80%,60%,40%")
         if self.epochs < 0:
             raise BudgetError(f"epochs is {self.epochs}", "give 0 or more")
 
+    def recipe(self, epochs: int) -> Recipe:
+        """How to fine-tune for so many epochs."""
+        return Recipe(
+            epochs, self.lr, self.weight_decay, self.distillation, self.clip,
+            feature_distillation=self.feature_distillation, weighting=self.weighting, accumulate=self.accumulate,
+            patience=self.patience, precision=self.precision,
+        )  # fmt: skip
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"ratios": list(self.ratios)}
+        return asdict(self) | {"ratios": list(self.ratios), "front": list(self.front)}
 
     def published(self) -> Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
         return replace(
             self, local_tolerance=0.05, global_tolerance=5.0, growth=None, keep_share=0.8, ratios=RATIOS, rounds=1,
-            max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
-            calibration_samples=None, confidence=None,
+            front=(), max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
+            compensate=False, calibration_samples=None, confidence=None,
         )  # fmt: skip

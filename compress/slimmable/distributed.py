@@ -13,11 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from secateur.compress.ranks import WorkerDone as WorkerDone
+
 T = TypeVar("T")
-
-
-class WorkerDone(Exception):  # noqa: N818 - no error: the first process writes the result
-    """One of several training processes, not the first, has done its part."""
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def process_group() -> Iterator[tuple[int, int]]:
         return
     mine = not dist.is_initialized()
     if mine:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:

@@ -19,7 +19,8 @@ from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.calibration import calibration_batches
-from secateur.compress.pagcp.round import describe_groups, gradients
+from secateur.compress.pagcp.round import describe_groups
+from secateur.compress.pagcp.sensitivity import gradients
 from secateur.compress.slimmable.distributed import WorkerDone, first_then_others, process_group
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.features import find_features
@@ -90,7 +91,8 @@ def _elastic(workload: Workload, settings: Settings) -> tuple[ElasticModel, list
     space = Space.of(groups, workload.task_names, settings.rule)
     slopes = None
     if settings.order == "taylor":
-        slopes = gradients(model, calibration_batches(workload.calibration, settings.calibration_samples), workload)
+        batches = calibration_batches(workload.calibration, settings.calibration_samples)
+        slopes = gradients(model, batches, workload.tasks)
     names = list(space.channels(space.largest))
     stayed = sort_channels(model, groups, names, inputs, workload.task_names, settings.order, slopes)
     return ElasticModel(model, space, private=settings.private_norms), stayed

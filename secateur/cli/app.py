@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import secateur
-from secateur.cli import bundles, compress, farm, looking, measuring
+from secateur.cli import bundles, compress, farm, looking, measuring, sweeping
 from secateur.cli.run import run
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     epilog="Start with: secateur demo. Exit codes: 0 done, 1 unexpected, 2 wrong input, 3 budget not met, "
     "4 a target or an extra is missing.",
 )
-for group in (compress, measuring, farm, looking, bundles):
+for group in (compress, measuring, farm, looking, bundles, sweeping):
     group.register(app)
 
 

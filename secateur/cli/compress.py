@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.extracting import EXPERT_METHODS, expert_work
-from secateur.cli.options import Budgets, Drops, Force, Resume, Seed, Targets, WorkloadName, file_name
+from secateur.cli.options import Budgets, Drops, Force, Front, More, Resume, Seed, Targets, WorkloadName, file_name
 from secateur.cli.slimming import refuse_options, slim_work, slimmed
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import BudgetNotMetError, StoppedError
@@ -42,7 +42,9 @@ def compress(
     *,
     budget: Budgets,
     drop: Drops,
+    more: More,
     target: Targets = ["cpu"],  # noqa: B006 - typer copies it
+    front: Front = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Of fine-tuning, over all rounds.", show_default=False)
     ] = None,
@@ -82,6 +84,8 @@ def compress(
             "--rounds": rounds,
             "--paper": paper,
             "--remove-dead": remove_dead,
+            "--front": front,
+            "--set": more,
         }
         refuse_options(refused)
         return slimmed(
@@ -113,7 +117,9 @@ def compress(
         found = find_workload(workload)
         return compress_to_bundle(
             found, output or RUNS / f"{file_name(found.name)}-{method}", budget, drop,
-            settings=settings_of(None, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead),
+            settings=settings_of(
+                None, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead, front=front, more=more
+            ),
             targets=target, seed=seed, resume=resume, force=force, command=command,
         )  # fmt: skip
 
@@ -145,9 +151,13 @@ def demo(
 
 def _resumable(context: typer.Context, work: Callable[[str], Bundle]) -> Answer:
     """Do the work; whoever stops it is told how to go on."""
+    from secateur.compress.ranks import WorkerDone
+
     command = typed(context)
     try:
         bundle = work(command)
+    except WorkerDone:
+        raise typer.Exit(0) from None
     except KeyboardInterrupt:
         again = command if "--resume" in context.obj else f"{command} --resume"
         raise StoppedError("stopped; nothing was lost", f"continue with: {again}") from None

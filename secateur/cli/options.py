@@ -41,6 +41,25 @@ Targets = Annotated[
     list[str],
     typer.Option("--target", metavar="TARGET", help='One of `secateur targets`, a YAML file, or "all".'),
 ]
+Front = Annotated[
+    str | None,
+    typer.Option(
+        "--front",
+        metavar="POINTS",
+        help='Leave a point at each of these on the way: "80%,60%,40%" of what the budget limits, or of the FLOPs.',
+        show_default=False,
+    ),
+]
+More = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting of pagcp: saliency=fisher, weighting=dwa, feature_distillation=0.5, patience=3, ...",
+        default_factory=list,
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that was stopped here.")]

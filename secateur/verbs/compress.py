@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from secateur.compress import pagcp
+from secateur.compress import pagcp, ranks
 from secateur.compress.compressed import Compressed
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
@@ -54,6 +54,7 @@ def compress_to_bundle(
         OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
         BudgetError, ModelError, DataError, WorkloadError, DeviceError: wrong input, found before any long work.
         ExportError, ParityError: the artefact does not compute the same; the bundle is kept without it.
+        WorkerDone: this is not the first of torchrun's processes, and its part is done.
     """
     limits, tolerance = Budget.parse(budget), Tolerance.parse(drop)
     what = f"compressing to {limits or 'the published schedule'}, {tolerance} of each metric may be lost"
@@ -76,6 +77,9 @@ def staged(
     command: str,
 ) -> Bundle:
     """Compress with any method, `compress(workload, folder for its state)`, and complete the bundle; see above."""
+    if not ranks.leads():
+        compress(find_workload(workload), Path(output))
+        raise ranks.WorkerDone
     output, where = Path(output), places(targets)
     check_output(output, force)
     state = check_state(output, resume=resume, force=force)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from secateur.compress import pagcp
 from secateur.compress.compressed import Compressed
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
+from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
 from secateur.verbs.sources import AnyWorkload, find_workload
 
@@ -34,6 +39,7 @@ def prune(
     state: str | os.PathLike[str] | None = None,
     resume: bool = False,
     inplace: bool = False,
+    front: str | None = None,
 ) -> Compressed:
     """Prune a model's channels to a budget with PAGCP, every task within its own tolerance.
 
@@ -48,6 +54,7 @@ def prune(
         settings: everything else that can be set; what is given by name goes above it.
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
         inplace: also cut the workload's own model to the result.
+        front: points that the run leaves on its way, of whatever the budget limits: `"80%,60%,40%"`.
 
     Raises:
         BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
@@ -57,7 +64,7 @@ def prune(
         workload,
         Budget.parse(budget),
         Tolerance.parse(drop),
-        settings_of(settings, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead),
+        settings_of(settings, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead, front=front),
         seed=seed,
         state=folder,
         resume=resume,
@@ -76,16 +83,51 @@ def settings_of(
     rounds: int | None = None,
     paper: bool = False,
     remove_dead: bool = False,
+    front: str | None = None,
+    more: Iterable[str] = (),
 ) -> Settings:
-    """The settings of a run: what is given by name goes above what `settings` says."""
+    """The settings of a run: what is given by name goes above what `settings` says.
+
+    Args:
+        front: as a user types it: "80%,60%,40%".
+        more: any field of `Settings`, as "name=value".
+
+    Raises:
+        BudgetError: a field that does not exist, or a value that it cannot have.
+    """
     settings = settings or Settings()
     settings = settings.published() if paper else settings
-    return replace(
-        settings,
-        epochs=settings.epochs if epochs is None else epochs,
-        rounds=settings.rounds if rounds is None else rounds,
-        remove_dead=settings.remove_dead or remove_dead,
-    )
+    if front is not None and rounds is not None:
+        raise BudgetError("both --front and --rounds are given", "each point of a front is a round: leave out --rounds")
+    changes = dict(_parsed(each) for each in more)
+    changes |= {"epochs": epochs} if epochs is not None else {}
+    changes |= {"rounds": rounds} if rounds is not None else {}
+    changes |= {"front": tuple(map(_share, front.split(",")))} if front is not None else {}
+    changes |= {"remove_dead": True} if remove_dead else {}
+    return replace(settings, **changes)
+
+
+def _parsed(text: str) -> tuple[str, Any]:
+    """(field of `Settings`, value) of "name=value"; values are written as in JSON, words without quotes."""
+    name, _, value = text.partition("=")
+    kinds = get_type_hints(Settings)
+    if name not in kinds:
+        raise BudgetError(f'no setting "{name}"', f"the settings are: {', '.join(kinds)}")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = value
+    try:
+        return name, TypeAdapter(kinds[name]).validate_python(found)
+    except ValidationError as error:
+        raise BudgetError(f'setting {name}: "{value}" does not fit', error.errors()[0]["msg"]) from error
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise BudgetError(f'the front has a point "{text}"', "for example: --front 80%,60%,40%") from None
 
 
 def _cut_inplace(workload: Workload, result: Compressed) -> None:

@@ -127,3 +127,13 @@ def nan_loss() -> Workload:
     found = pair()
     broken = Task("depth", lambda prediction, target: (prediction - 1e9).mean().sqrt(), Mean(F.l1_loss), "lower")
     return replace(found, tasks=(broken, found.tasks[1]))
+
+
+def nan_in_training() -> Workload:
+    found = pair()
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        value = F.l1_loss(prediction, target)
+        return value * float("nan") if prediction.requires_grad else value
+
+    return replace(found, tasks=(Task("depth", loss, Mean(F.l1_loss), "lower"), found.tasks[1]))

@@ -1,0 +1,113 @@
+"""Compensation: after a cut, the layers that read fewer channels are solved to compute what they computed before.
+
+    min_W  Σ_n ‖y_n - W·x_n - b‖² + r·‖W - W_0‖²
+
+y_n is the layer's output before the cut, x_n its input in the model as cut and compensated so far, so that a layer also
+mends what is left of the errors before it (as in He, Zhang and Sun, ICCV 2017). Then the statistics of batch norms are
+estimated anew. A few seconds, no labels, no gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateur.compress.channel_map import ChannelMap
+from secateur.compress.pagcp.windows import Rows, observe, readable
+from secateur.core.predict import batch_size, evaluating, predict
+from secateur.core.task import Batch, Task
+
+SAMPLES = 128
+"""Samples of the least squares; the statistics take all that there are."""
+RIDGE = 0.01
+"""r, as a share of the mean square of the inputs."""
+
+
+def compensate(
+    model: nn.Module, before: nn.Module, cut: ChannelMap, batches: Sequence[Batch], tasks: Sequence[Task]
+) -> None:
+    """Mend a cut model in place.
+
+    Args:
+        before: the model that the cut was made on; not changed.
+        batches: of which only the inputs are used.
+    """
+    solve_readers(model, before, cut, _few(batches), tasks)
+    estimate_statistics(model, batches, tasks)
+
+
+def solve_readers(
+    model: nn.Module, before: nn.Module, cut: ChannelMap, batches: Sequence[Batch], tasks: Sequence[Task]
+) -> None:
+    """Least squares of every layer that reads fewer channels than before, in the order of execution."""
+    modules = dict(model.named_modules())
+    paths = [
+        path
+        for path in modules
+        if 1 in cut.kept.get(f"{path}.weight", {}) and readable(modules[path]) and path in dict(before.named_modules())
+    ]
+    wanted: dict[str, list[Tensor]] = {}  # filled in the order of execution
+
+    def note(path: str, rows: Rows) -> None:
+        kept = cut.kept[f"{path}.weight"].get(0)
+        outputs = rows.outputs if kept is None else rows.outputs[:, torch.from_numpy(kept).to(rows.outputs.device)]
+        wanted.setdefault(path, []).append(outputs)
+
+    observe(before, paths, batches, tasks, note)
+    for path, outputs in wanted.items():
+        if len(outputs) == len(batches):  # called once a run
+            _solve(model, path, outputs, batches, tasks)
+
+
+def _solve(
+    model: nn.Module, path: str, outputs: Sequence[Tensor], batches: Sequence[Batch], tasks: Sequence[Task]
+) -> None:
+    inputs: list[Tensor] = []
+    observe(model, [path], batches, tasks, lambda _, rows: inputs.append(rows.inputs.flatten(1)), only=True)
+    layer = model.get_submodule(path)
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    if any(len(x) != len(y) for x, y in zip(inputs, outputs, strict=True)):
+        return
+    weight, shift = least_squares(torch.cat(inputs), torch.cat(outputs), layer.weight.flatten(1), layer.bias)
+    with torch.no_grad():
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        if layer.bias is not None and shift is not None:
+            layer.bias.copy_(shift)
+
+
+def least_squares(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The weight [out, in], near the given one, and the bias, with which x [n, in] gives y [n, out]."""
+    x, y, start = x.double(), y.double(), weight.detach().double()
+    x_mean = x.mean(0) if bias is not None else torch.zeros_like(x[0])
+    y_mean = y.mean(0) if bias is not None else torch.zeros_like(y[0])
+    x, y = x - x_mean, y - y_mean
+    gram = x.T @ x
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
+    step = torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram), dtype=x.dtype, device=x.device), x.T @ (y - x @ start.T)
+    )
+    found = start + step.T
+    shift = (y_mean - found @ x_mean).to(weight.dtype) if bias is not None else None
+    return found.to(weight.dtype), shift
+
+
+def estimate_statistics(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -> None:
+    """The running statistics of batch norms as the mean over batches; everything else runs in evaluation mode."""
+    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for inputs, _ in batches:
+            predict(model, inputs, tasks)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _few(batches: Sequence[Batch]) -> Sequence[Batch]:
+    return batches[: max(1, SAMPLES // batch_size(batches[0][0]))]

@@ -1,0 +1,104 @@
+"""Objective: what one batch of fine-tuning costs, as one module of everything that is learnt.
+
+    loss = weighting(L_1 … L_T) + d·Σ_t w_t·KD_t + f·KD_features
+
+Student, adapters and task weights are its parameters, so that a wrapper for several processes sees them all.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.compress.speed import fast_layout, in_layout, lay_out
+from secateur.compress.training.distill import Adapters, distillation, recording, shared_points
+from secateur.compress.training.recipe import Recipe
+from secateur.compress.training.weighting import WEIGHTINGS
+from secateur.core.predict import predict, task_losses
+from secateur.core.task import Batch, Workload
+
+
+class Objective(nn.Module):
+    """`objective(inputs, targets)`: the loss, and each task's own loss [tasks]."""
+
+    def __init__(self, model: nn.Module, workload: Workload, recipe: Recipe, precision: torch.dtype) -> None:
+        super().__init__()
+        self.model, self._recipe, self._precision = model, recipe, precision
+        self._tasks = workload.tasks
+        self._device = next(model.parameters()).device
+        self._layout = lay_out_fast(model, workload)
+        self._teacher: list[nn.Module] = []  # in a list, so that it is no part of this module
+        self._points: tuple[str, ...] = ()
+        self.adapters: Adapters | None = None
+        self.weighting = WEIGHTINGS[recipe.weighting](self._tasks).to(self._device)
+        if recipe.distillation or recipe.feature_distillation:
+            self._teacher.append(lay_out(frozen(workload.model), self._layout).to(self._device))
+        if recipe.feature_distillation:
+            self._match_features(workload)
+
+    def _match_features(self, workload: Workload) -> None:
+        inputs, _ = self.laid_out(next(iter(workload.calibration)))
+        self._points = shared_points(self.model, self._teacher[0], inputs, self._tasks)
+        if self._points:
+            modes = {module: module.training for module in self.model.modules()}
+            with torch.no_grad():
+                (_, small), (_, large) = (self._run(each.eval(), inputs) for each in (self.model, self._teacher[0]))
+            for module, training in modes.items():
+                module.training = training
+            self.adapters = Adapters(small, large).to(self._device)
+
+    def laid_out(self, batch: Batch) -> Batch:
+        """A batch on the model's device, in its layout."""
+        inputs, targets = (moved(part, self._device) for part in batch)
+        return in_layout(inputs, self._layout), targets
+
+    def forward(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.laid_out((inputs, targets))
+        student, features = self._run(self.model, inputs)
+        losses = torch.stack([*task_losses(student, targets, self._tasks).values()])
+        total = self.weighting(losses)
+        if self._teacher:
+            with torch.no_grad():
+                teacher, wanted = self._run(self._teacher[0], inputs)
+            if self._recipe.distillation:
+                for task in self._tasks:
+                    kept = distillation(student[task.name], teacher[task.name])
+                    total = total + self._recipe.distillation * task.weight * kept
+            if self.adapters is not None:
+                total = total + self._recipe.feature_distillation * self.adapters(features, wanted)
+        return total, losses.detach()
+
+    def _run(self, model: nn.Module, inputs: Any) -> tuple[dict[str, Any], list[Tensor]]:
+        """Predictions and features in float32, computed in what the device is fast at."""
+        fast = self._precision != torch.float32
+        with recording(model, self._points) as seen, torch.autocast(self._device.type, self._precision, enabled=fast):
+            found = predict(model, inputs, self._tasks)
+        predictions = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
+        return predictions, [float32(seen[path]) for path in self._points]
+
+
+def lay_out_fast(model: nn.Module, workload: Workload) -> torch.memory_format:
+    """Put a model into the layout that its device runs fastest, in place."""
+    device = next(model.parameters()).device
+    layout = fast_layout(model, moved(workload.example_input, device), workload.tasks)
+    lay_out(model, layout)
+    return layout
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy that is only looked at."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """All tensors of a nested value on a device."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+def float32(value: Tensor) -> Tensor:
+    """Reduced precisions widened; everything else as it is."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

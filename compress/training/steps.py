@@ -1,0 +1,83 @@
+"""The steps of training: which batches each takes, which rate it learns at, and what is averaged over all of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from secateur.compress import ranks
+from secateur.core.errors import DataError
+from secateur.core.task import Batch, Workload
+
+
+def batches_of(workload: Workload) -> int:
+    """Batches of one pass over the training data."""
+    try:
+        return len(workload.train)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in workload.train)
+
+
+class Windows:
+    """The training data as this process takes it: windows of the batches whose gradients make one step.
+
+    Every process reads the same batches in the same order and takes every n-th, and all take equally many. A loader
+    that shares its data out by itself (`DistributedSampler`) is taken as it is.
+    """
+
+    def __init__(self, workload: Workload, accumulate: int) -> None:
+        self._loader, self._accumulate = workload.train, accumulate
+        sampler = getattr(workload.train, "sampler", None)
+        self._sampler = sampler if isinstance(sampler, torch.utils.data.DistributedSampler) else None
+        self.batches = batches_of(workload) // (1 if self._sampler else ranks.world())
+        if self.batches == 0:
+            raise DataError(
+                f"the train loader yields fewer batches than there are processes ({ranks.world()})",
+                "use fewer processes, or smaller batches",
+            )
+
+    @property
+    def steps(self) -> int:
+        """Of one epoch."""
+        return math.ceil(self.batches / self._accumulate)
+
+    def epoch(self, number: int) -> Iterator[list[Batch]]:
+        """The windows of one epoch."""
+        if self._sampler is not None:
+            self._sampler.set_epoch(number)
+        own = iter(self._loader)
+        if self._sampler is None:
+            own = itertools.islice(own, ranks.rank(), None, ranks.world())
+        own = itertools.islice(own, self.batches)
+        while window := list(itertools.islice(own, self._accumulate)):
+            yield window
+
+
+def warmup_cosine(progress: float, warmup: float) -> float:
+    """The learning rate's factor after a share of all steps."""
+    if progress < warmup:
+        return (progress + 1e-3) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+
+
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights decay; biases and normalisation parameters do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential moving average that forgets its start: a decay of at most (1 + n) / (10 + n) after n steps keeps
+    short runs from averaging over the damaged weights they began with."""
+
+    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():
+            return current
+        count = int(steps)
+        return torch.lerp(current, averaged, min(decay, (1 + count) / (10 + count)))
+
+    return average
