@@ -45,7 +45,7 @@ def round_limits(budget: Budget, settings: Settings, number: int, before: Costs)
             share = fraction ** ((number + 1) / settings.rounds)
         else:
             share = max(front[number], fraction) if number < len(front) else fraction
-        found.append(replace(limit, value=share, relative=True))
+        found.append(Limit(limit.kind, share, True, f"{limit.kind}<={100 * share:g}%"))
     return found
 
 
