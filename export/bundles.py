@@ -86,8 +86,8 @@ def _possible(requests: Iterable[Request]) -> list[Request]:
             missing[request.format] = error
     if missing and not possible:
         raise next(iter(missing.values()))
-    for name, error in missing.items():
-        warnings.warn(f"{name} is left out: {error.message}; {error.hint}", stacklevel=3)
+    for name, reason in missing.items():
+        warnings.warn(f"{name} is left out: {reason.message}; {reason.hint}", stacklevel=3)
     return possible
 
 

@@ -104,7 +104,7 @@ def _fold(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _rewrite(graph: fx.GraphModule, example: Tensor) -> None:
     """Functions as modules where there is one, dropout and identity as nothing, a mean over an image as pooling."""
-    ShapeProp(graph).propagate(example)  # type: ignore[no-untyped-call]
+    ShapeProp(graph).propagate(example)
     for node in list(graph.graph.nodes):
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)) or node.target is F.dropout:
@@ -114,7 +114,7 @@ def _rewrite(graph: fx.GraphModule, example: Tensor) -> None:
             _replace(graph, node, made)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    ShapeProp(graph).propagate(example)  # type: ignore[no-untyped-call]
+    ShapeProp(graph).propagate(example)
     for node in graph.graph.nodes:
         meta = node.meta.get("tensor_meta")
         node.meta["shape"] = tuple(getattr(meta, "shape", ())[1:])
@@ -137,7 +137,8 @@ def _as_modules(node: fx.Node, module: nn.Module | None) -> list[nn.Module] | No
     """The modules that stand for a node, None when it stays as it is."""
     if node.op == "call_module":
         if isinstance(module, nn.AdaptiveAvgPool2d) and _node_shape(node)[-2:] == (1, 1):
-            return [nn.AvgPool2d(_node_shape(node.args[0])[-2:])]
+            height, width = _node_shape(node.args[0])[-2:]
+            return [nn.AvgPool2d((height, width))]
         return None
     if node.op not in ("call_function", "call_method") or node.all_input_nodes != list(node.args[:1]):
         return None

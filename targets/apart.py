@@ -81,7 +81,7 @@ class Process:
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             stored = Path(folder) / "inputs.npz"
             arrays: dict[str, Any] = {f"input_{index:03}": value for index, value in enumerate(inputs)}
-            np.savez(stored, **arrays)
+            np.savez(stored, allow_pickle=False, **arrays)
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "secateur.targets.worker"],
                 stdin=subprocess.PIPE,

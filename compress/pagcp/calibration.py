@@ -45,10 +45,9 @@ def chunked(batches: Sequence[Batch], parts: int) -> list[Batch]:
     joined = [torch.cat(column) for column in zip(*(row for row, _ in leaves), strict=True)]
     total = length * len(batches)
     size = next(size for size in range(min(max(2, total // parts), total), 0, -1) if total % size == 0)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).reshape(-1, size)
     return [
-        pytree.tree_unflatten([column[index.to(column.device)] for column in joined], leaves[0][1])
-        for index in order.split(size)
+        pytree.tree_unflatten([column[index.to(column.device)] for column in joined], leaves[0][1]) for index in order
     ]
 
 

@@ -78,9 +78,7 @@ class Round:
         target = Target(limits, before, self._costs)
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
-        reference = self._step(
-            f"round{self._number}/reference", kept, lambda: list(self._oracle.chunk_losses(kept)), list, list
-        )
+        reference = self._reference(kept)
         self._record.original = self._record.original or means(reference)
         for attempt in range(self._settings.max_passes):
             label = f"round{self._number}/pass{attempt}"
@@ -97,6 +95,14 @@ class Round:
                 rise = max(rise, 1.05 * sequence.needed_rise(self._record.original))
             kept = fresh
         return self._groups.channel_map(kept)
+
+    def _reference(self, kept: Kept) -> list[Losses]:
+        """The losses on each chunk of the model as the round finds it."""
+
+        def losses() -> list[Losses]:
+            return list(self._oracle.chunk_losses(kept))
+
+        return self._step(f"round{self._number}/reference", kept, losses, list, list)
 
     def _losses(self, key: str, kept: Kept, reference: list[Losses]) -> Losses:
         return self._step(key, kept, lambda: self._oracle.losses(kept, reference), dict, dict)

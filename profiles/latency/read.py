@@ -161,7 +161,7 @@ class _Reader:
             alive |= {owner.get(name, name) for name in node.output if name}
             peak = max(peak, sum(size.get(name, 0) for name in alive))
             alive = {name for name in alive if name in outputs or last.get(name, -1) > step}
-        return peak + sum(map(prod, self._weights.values()))
+        return int(peak + sum(map(prod, self._weights.values())))
 
     def _silent(self, node: Any) -> bool:
         """Whether a node is bookkeeping, or can be computed before the model runs."""
