@@ -46,14 +46,14 @@ def export(
     from secateur.export.formats import Options
 
     options = Options(
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]  # checked by the exporter
         static=static,
         opset=opset,
         board=board,
         arch=arch,
         trials=tune,
         capabilities=tuple(capability or ()),
-    )  # type: ignore[arg-type]
+    )
     found = write(bundle, to, output, workload=workload, options=options, force=force)
     document = [
         {
