@@ -160,8 +160,8 @@ def _set_size(model: nn.Module, name: str, size: int | list[int]) -> None:
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
-        old = vars(module)[attribute]
-    except (AttributeError, KeyError) as error:
+        old = getattr(module, attribute)
+    except AttributeError as error:
         raise BundleError(
             f'the model has no attribute "{name}"', "load the bundle with the class it was made from"
         ) from error

@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import Node
 
 from secateur.compress.channel_map import ChannelMap, Index, named_tensors, within
+from secateur.compress.dataflow.attributes import Binding, resized
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
@@ -29,6 +30,8 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         dead: topmost paths of modules that no output in evaluation mode depends on.
         removable: those of them that the model runs without, as found by trial.
         trains: whether training mode could be traced too, so that auxiliary heads are cut along.
+        splitting: paths of modules whose own code splits channels, into heads, say.
+        bindings: the modules' integer attributes that count channels, which a cut rewrites.
     """
 
     def __init__(
@@ -40,16 +43,25 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         groups: Groups,
         dead: tuple[str, ...],
         trains: bool,
+        bindings: tuple[Binding, ...] = (),
         removable: tuple[str, ...] = (),
+        splitting: frozenset[str] = frozenset(),
     ) -> None:
         self.model, self.graphs, self.labels, self.components = model, tuple(graphs), labels, components
         self.groups, self.dead, self.trains, self.removable = groups, dead, trains, removable
+        self.bindings, self.splitting = bindings, splitting
 
     def settled(self, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
         """The same trace with what trial cuts found."""
-        return ChannelGroups(
-            self.model, self.graphs, self.labels, self.components, groups, self.dead, self.trains, removable
-        )
+        return self._like(self.model, groups, removable)
+
+    def of(self, model: nn.Module) -> ChannelGroups:
+        """The same groups of another instance of the model's class, of the same sizes."""
+        return self._like(model, self.groups, self.removable)
+
+    def _like(self, model: nn.Module, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
+        same = self.graphs, self.labels, self.components, groups, self.dead, self.trains, self.bindings
+        return ChannelGroups(model, *same, removable, self.splitting)
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return self.groups[name]
@@ -70,9 +82,9 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         return tuple(Masked(Replay(graph, self.model), self.labels, self.components.of) for graph in self.graphs)
 
     def gone(self, keep: Keep) -> Index:
-        """The components that a choice of channels removes."""
+        """The components that a choice of channels removes, the pairs that go with them included."""
         found = [self[name].components[removed(self[name], kept)] for name, kept in keep.items()]
-        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        return self.components.closure(np.concatenate(found) if found else np.empty(0, dtype=np.int64))
 
     def mask(self, keep: Keep) -> MaskedModel:
         """The model without the channels that are not kept, at full size; parameters are not touched."""
@@ -97,7 +109,13 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
             if not (remove_dead and within(parameter, self.removable))
         }
         shapes = {parameter: tuple(tensors[parameter].shape) for parameter in kept_indices}
-        return ChannelMap(kept_indices, shapes, self.removable if remove_dead else ())
+        modules = self.removable if remove_dead else ()
+        attributes = {
+            name: size
+            for name, size in resized(self.bindings, self.model, self.gone(keep)).items()
+            if not within(name, modules)
+        }
+        return ChannelMap(kept_indices, shapes, modules, attributes)
 
     def cut(self, keep: Keep, *, remove_dead: bool = False, inplace: bool = False) -> nn.Module:
         """The model with the channels removed: the user's own class, smaller layers.

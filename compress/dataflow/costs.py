@@ -1,8 +1,8 @@
 """CostModel: FLOPs, parameters and memory of a model at any widths, in microseconds, without cutting anything.
 
 Every dimension of every tensor is a fixed part plus, for each group that labels it, a multiple of the channels kept:
-size = c + Σ_g m_g·k_g. An op's MACs are products of such sizes (profiles.macs), so a model's costs are polynomials in
-the widths.
+size = c + Σ_g m_g·k_g; where heads and their width are groups of their own, products k_g·k_h stand in that sum as well.
+An op's MACs are products of such sizes (profiles.macs), so a model's costs are polynomials in the widths.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.dataflow.channel_groups import ChannelGroups
+from secateur.compress.dataflow.groups import Member
 from secateur.compress.dataflow.space import Channels
 from secateur.core.costs import Costs
 from secateur.profiles.count import PerSample, peak_activation_bytes, per_sample
@@ -104,7 +105,7 @@ class CostModel:
         return Costs(flops, params, peak + weights, weights)
 
     def _at(self, widths: Floats) -> Floats:
-        return self._fixed + self._slopes @ widths
+        return self._fixed + self._slopes @ self._table.monomials(widths)
 
     def _mac_rows(self, sample: PerSample, node: Node) -> list[_Row]:
         batch = sample.batch if node in sample.batched else 1
@@ -135,25 +136,33 @@ def _bytes_of(sample: PerSample, rows: Mapping[Node, int], counts: Floats) -> Ca
 
 
 class _SizeTable:
-    """Rows `size = fixed + slope · widths`, one per distinct dimension; row 0 is the constant 1."""
+    """Rows `size = fixed + slope · monomials`, one per distinct dimension; row 0 is the constant 1. Monomials are the
+    widths, and their products where a dimension runs over several groups."""
 
     def __init__(self, groups: ChannelGroups) -> None:
         self._labels, self._components = groups.labels, groups.components.of
         self._full = np.array([group.channels for group in groups.prunable], dtype=np.float64)
-        aliases = tensor_aliases(groups.model)
-        self._rows: list[tuple[float, Floats]] = [(1.0, np.zeros(len(self._full)))]
+        self._products: dict[tuple[int, ...], int] = {(at,): at for at in range(len(self._full))}
+        self._rows: list[tuple[float, dict[int, float]]] = [(1.0, {})]
         self._seen: dict[object, int] = {}
-        self._group_of = np.full(len(self._components), -1, dtype=np.int64)
-        self._members: dict[tuple[str, int], dict[int, int]] = {}
+        self._of_component = self._products_of_components(groups)
+        self._members: dict[tuple[str, int], list[tuple[int, Member]]] = {}
+        aliases = tensor_aliases(groups.model)
         for position, group in enumerate(groups.prunable):
-            self._group_of[group.components] = position
             for member in group.members:
                 for name in aliases.get(member.parameter, ()):
-                    self._members.setdefault((name, member.dim), {})[position] = member.index.shape[1]
+                    self._members.setdefault((name, member.dim), []).append((position, member))
+
+    def monomials(self, widths: Floats) -> Floats:
+        """The widths, then the products of widths that occur."""
+        longer = [factors for factors in self._products if len(factors) > 1]
+        return np.concatenate([widths, [widths[list(factors)].prod() for factors in longer]])
 
     def arrays(self) -> tuple[Floats, Floats]:
-        fixed, slopes = zip(*self._rows, strict=True)
-        return np.array(fixed), np.stack(slopes)
+        slopes = np.zeros((len(self._rows), len(self._products)))
+        for row, (_, multiples) in enumerate(self._rows):
+            slopes[row, list(multiples)] = list(multiples.values())
+        return np.array([fixed for fixed, _ in self._rows]), slopes
 
     def tensor(self, name: str, tensor: Tensor) -> _Row:
         """The number of elements of a parameter or buffer."""
@@ -168,22 +177,42 @@ class _SizeTable:
         channels = labels.get(dim) if isinstance(labels, dict) else None
         if channels is None:
             return self._row(shape(node)[dim], shape(node)[dim], {})
-        return self._row((node, dim), shape(node)[dim], self._multiples(channels))
-
-    def _multiples(self, channels: Channels) -> dict[int, float]:
-        positions = self._group_of[self._components[channels]]
-        found, counts = np.unique(positions[positions >= 0], return_counts=True)
-        return {int(g): count / self._full[g] for g, count in zip(found, counts, strict=True)}
+        return self._row((node, dim), shape(node)[dim], self._counted(self._of_component[self._components[channels]]))
 
     def _member_row(self, name: str, dim: int, size: int) -> int:
-        multiples = self._members.get((name, dim))
-        return self._row((name, dim) if multiples else size, size, dict(multiples or {}))
+        members = self._members.get((name, dim))
+        if not members:
+            return self._row(size, size, {})
+        inside = np.zeros((size, len(members)), dtype=bool)
+        for column, (_, member) in enumerate(members):
+            inside[member.index.ravel(), column] = True
+        rows, which = np.unique(inside, axis=0, return_inverse=True)
+        products = [self._product(tuple(members[at][0] for at in np.flatnonzero(row))) for row in rows]
+        return self._row((name, dim), size, self._counted(np.array(products)[which.ravel()]))
+
+    def _products_of_components(self, groups: ChannelGroups) -> Channels:
+        """Component → the monomial that counts it; -1 for what stays."""
+        position = np.full(groups.components.of.max(initial=-1) + 1, -1, dtype=np.int64)
+        for at, group in enumerate(groups.prunable):
+            position[group.components] = at
+        found = position.copy()
+        for pair, parts in groups.components.parts().items():
+            found[pair] = self._product(tuple(sorted({int(at) for at in position[parts] if at >= 0})))
+        return found
+
+    def _product(self, factors: tuple[int, ...]) -> int:
+        return self._products.setdefault(factors, len(self._products)) if factors else -1
+
+    def _counted(self, products: Channels) -> dict[int, float]:
+        """Monomial → how often one channel of it stands in a dimension."""
+        found, counts = np.unique(products[products >= 0], return_counts=True)
+        full = self.monomials(self._full)
+        return {int(at): count / full[at] for at, count in zip(found, counts, strict=True)}
 
     def _row(self, key: object, size: int, multiples: Mapping[int, float]) -> int:
         if key not in self._seen:
-            slope = np.zeros(len(self._full))
-            for position, multiple in multiples.items():
-                slope[position] = multiple
             self._seen[key] = len(self._rows)
-            self._rows.append((size - float(slope @ self._full), slope))
+            full = self.monomials(self._full)
+            fixed = size - sum(multiple * float(full[at]) for at, multiple in multiples.items())
+            self._rows.append((fixed, dict(multiples)))
         return self._seen[key]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
@@ -21,12 +22,16 @@ from secateur.compress.dataflow.space import Channels
 from secateur.profiles.graph import op_name
 from secateur.profiles.macs import arguments
 
+Alive = NDArray[np.bool_]
+"""Component → whether it stays."""
+
 _NORMALISING = frozenset(
-    {"layer_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize", "routed_experts"}
-)
+    {"layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize", "batch_norm",
+     "scaled_dot_product_attention", "routed_experts"}
+)  # fmt: skip
 _CONTRACTING = frozenset(
     ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
-     "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
+     "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 )  # fmt: skip
 _WEIGHTED = frozenset(
     ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
@@ -57,7 +62,7 @@ class Masked:
     """One graph run without the channels of some components."""
 
     def __init__(self, replay: Replay, labels: Mapping[Node, Any], component_of: Channels) -> None:
-        self.replay = replay
+        self.replay, self._components = replay, int(component_of.max(initial=-1)) + 1
         self._sensitive = {
             node: found
             for node in replay.graph.compute
@@ -68,15 +73,17 @@ class Masked:
         """As `Replay.run`, with the components `gone` removed; `state` must be masked accordingly."""
         if not self._sensitive or len(gone) == 0:
             return self.replay.run(inputs, state, **options)
-        return self.replay.run(inputs, state, call=lambda *call: self._call(gone, *call), **options)
+        alive = np.ones(self._components, dtype=bool)
+        alive[gone] = False
+        return self.replay.run(inputs, state, call=lambda *call: self._call(alive, *call), **options)
 
-    def _call(self, gone: Index, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, alive: Alive, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         dims = self._sensitive.get(node)
         if dims is None:
             return self.replay.execute(node, args, kwargs)
         operands, result = dims
         kept = {
-            used: {dim: _kept(components, gone) for dim, components in found.items()}
+            used: {dim: _kept(components, alive) for dim, components in found.items()}
             for used, found in operands.items()
         }
         if all(index is None for found in kept.values() for index in found.values()):
@@ -84,13 +91,15 @@ class Masked:
         small_args = _map_operands(node.args, args, lambda used, value: _gather(value, kept.get(used, {})))
         small_kwargs = _map_operands(node.kwargs, kwargs, lambda used, value: _gather(value, kept.get(used, {})))
         small = self.replay.execute(node, _resized(node, small_args), small_kwargs)
-        return _scatter(small, node, [{dim: _kept(c, gone) for dim, c in found.items()} for found in result])
+        return _scatter(small, node, [{dim: _kept(c, alive) for dim, c in found.items()} for found in result])
 
 
 def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channels) -> Any:
     """(components by dimension of each operand, and of each result) of an op that feels the number of channels."""
     name = op_name(node)
     if name not in _NORMALISING and name not in _CONTRACTING and not _weight_is_computed(node):
+        return None
+    if name == "batch_norm" and max(labels.get(node.args[0], ()), default=0) < 2:  # type: ignore[arg-type]
         return None
     operands = {
         used: {dim: component_of[channels] for dim, channels in labels[used].items()}
@@ -113,9 +122,9 @@ def _weight_is_computed(node: Node) -> bool:
     return called and op_name(node) in _WEIGHTED and given.get("groups", 1) == 1
 
 
-def _kept(components: Channels, gone: Index) -> Tensor | None:
-    alive = ~np.isin(components, gone)
-    return None if alive.all() else torch.from_numpy(np.flatnonzero(alive))
+def _kept(components: Channels, alive: Alive) -> Tensor | None:
+    kept = alive[components]
+    return None if kept.all() else torch.from_numpy(np.flatnonzero(kept))
 
 
 def _map_operands(template: Any, values: Any, function: Any) -> Any:
@@ -136,9 +145,9 @@ def _gather(value: Any, kept: Mapping[int, Tensor | None]) -> Any:
 
 
 def _resized(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """layer_norm carries the normalised shape as an argument, group_norm the number of groups, which is that of the
-    channels where each is its own group."""
-    if op_name(node) == "layer_norm":
+    """layer_norm and rms_norm carry the normalised shape as an argument, group_norm the number of groups, which is that
+    of the channels where each is its own group."""
+    if op_name(node) in ("layer_norm", "rms_norm"):
         return (args[0], list(args[0].shape[-len(args[1]) :]), *args[2:])
     if op_name(node) == "group_norm" and args[1] == node.args[0].meta["val"].shape[1]:  # type: ignore[union-attr]
         return (args[0], args[0].shape[1], *args[2:])

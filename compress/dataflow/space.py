@@ -1,19 +1,24 @@
 """The space of channels: which indices of which tensor dimensions must live and die together.
 
 Every index along a labelled dimension is a *channel*, an integer. Rules tie channels (they are the same thing seen
-from two places) and fix channels (they may not be removed, and why). What is tied forms a component: the smallest
-thing that can be cut.
+from two places), pair them (attention's channel h·D+d is head h and width d: it lives while both live) and fix them
+(they may not be removed, and why). What is tied forms a component; components that are no pairs are the smallest
+things that can be cut.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 Channels = NDArray[np.int64]
 """The channels along one dimension of a tensor, in order; one channel may stand at several indices."""
+
+_DEEPEST = 16
+"""Pairs of pairs: an attention's (q/k/v, (head, width)) is 2 deep. What is deeper refers to itself."""
 
 
 class Space:
@@ -23,6 +28,7 @@ class Space:
         self.size = 0
         self._ties: list[tuple[Channels, Channels]] = []
         self._fixed: list[tuple[Channels, str]] = []
+        self._pairs: list[tuple[Channels, Channels, Channels]] = []
 
     def fresh(self, count: int) -> Channels:
         """New channels, tied to nothing yet."""
@@ -47,30 +53,120 @@ class Space:
         first: Channels = table[0]
         return first
 
+    def product(self, axes: Iterable[Channels]) -> Channels:
+        """The channels of a table: entry (i, j, ..) lives while channel i of the first axis, j of the second .. live.
+        Its shape has one dimension per axis."""
+        *outer, table = axes
+        for axis in reversed(outer):
+            left, right = np.broadcast_arrays(axis.reshape(-1, *[1] * table.ndim), table[None])
+            made = self.fresh(left.size)
+            self._pairs.append((made, left.ravel(), right.ravel()))
+            table = made.reshape(left.shape)
+        return table
+
+    def is_product(self, channels: Channels) -> bool:
+        """Whether all of these channels were made by `product`."""
+        starts = np.array([made[0] for made, _, _ in self._pairs], dtype=np.int64)
+        ends = np.array([made[-1] for made, _, _ in self._pairs], dtype=np.int64)
+        if len(starts) == 0:
+            return False
+        at = np.searchsorted(starts, channels, side="right") - 1
+        return bool((at >= 0).all() and (channels <= ends[at]).all())
+
     def fix(self, channels: Channels, why: str) -> None:
         """Declare channels unremovable."""
         self._fixed.append((channels.ravel(), why))
 
     def components(self) -> Components:
-        """Resolve all ties."""
+        """Resolve all ties and pairs."""
         parent = np.arange(self.size, dtype=np.int64)
-        if self._ties:
-            left = np.concatenate([one for one, _ in self._ties])
-            right = np.concatenate([other for _, other in self._ties])
-            parent = _connected(parent, left, right)
-        why: dict[int, str] = {}
+        parent = _connected(parent, *_columns(self._ties, 2))
+        made, left, right = _columns(self._pairs, 3)
+        parent = _same_parts(parent, made, left, right)
+        found = Components(parent, *_leaves(*(parent[column] for column in (made, left, right))))
         for channels, reason in self._fixed:
-            for root in np.unique(parent[channels]):
-                why.setdefault(int(root), reason)
-        return Components(parent, why)
+            for root in found.leaves_of(np.unique(parent[channels])):
+                found.why.setdefault(int(root), reason)
+        return found
 
 
-@dataclass(frozen=True)
 class Components:
-    """The resolved space: `of[channel]` is its component; `why[component]` is why it may not be removed."""
+    """The resolved space.
 
-    of: Channels
-    why: dict[int, str]
+    Attributes:
+        of: `of[channel]` is its component.
+        why: component → why it may not be removed; components that cannot be cut by themselves (pairs) are not listed.
+    """
+
+    def __init__(self, of: Channels, whole: Channels, leaf: Channels, circular: Channels) -> None:
+        self.of, self._whole, self._leaf = of, whole, leaf
+        self.why: dict[int, str] = {int(root): "its channels are arranged in terms of themselves" for root in circular}
+
+    @cached_property
+    def pairs(self) -> frozenset[int]:
+        """Components that are pairs of others."""
+        return frozenset(self._whole.tolist())
+
+    @cached_property
+    def parts_of_pairs(self) -> frozenset[int]:
+        """Components that pairs come down to."""
+        return frozenset(self._leaf.tolist())
+
+    def leaves_of(self, roots: Channels) -> Channels:
+        """What can be cut of some components: themselves, or the parts of those that are pairs."""
+        parts = self._leaf[np.isin(self._whole, roots)]
+        return np.unique(np.concatenate([roots[~np.isin(roots, self._whole)], parts]))
+
+    def parts(self) -> dict[int, list[int]]:
+        """Pair → its parts, down to the ones that are no pairs."""
+        found: dict[int, list[int]] = {}
+        for whole, leaf in zip(self._whole.tolist(), self._leaf.tolist(), strict=True):
+            found.setdefault(whole, []).append(leaf)
+        return found
+
+    def closure(self, gone: Channels) -> Channels:
+        """The components that go when some go: pairs go with either part."""
+        return np.union1d(gone, self._whole[np.isin(self._leaf, gone)])
+
+
+def _columns(rows: list[tuple[Channels, ...]], count: int) -> tuple[Channels, ...]:
+    if not rows:
+        return (np.empty(0, dtype=np.int64),) * count
+    return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
+
+
+def _same_parts(parent: Channels, made: Channels, left: Channels, right: Channels) -> Channels:
+    """Two pairs that are tied have the same parts. Where a dimension is split in two different ways, this ties just
+    what makes both splits come out even."""
+    while len(made):
+        _, first, which = np.unique(parent[made], return_index=True, return_inverse=True)
+        first = first[which]
+        edges = np.concatenate([left, right]), np.concatenate([left[first], right[first]])
+        if np.array_equal(parent[edges[0]], parent[edges[1]]):
+            break
+        parent = _connected(parent, *edges)
+    return parent
+
+
+def _leaves(whole: Channels, left: Channels, right: Channels) -> tuple[Channels, Channels, Channels]:
+    """Every pair with each of the parts it comes down to: columns (pair, part); and the parts that contain
+    themselves."""
+    pairs, first = np.unique(whole, return_index=True)
+    left, right = left[first], right[first]
+    owner, part = np.concatenate([pairs, pairs]), np.concatenate([left, right])
+    for _ in range(_DEEPEST):
+        deeper = np.isin(part, pairs)
+        if not deeper.any():
+            break
+        at = np.searchsorted(pairs, part[deeper])
+        rows = np.stack([
+            np.concatenate([owner[~deeper], owner[deeper], owner[deeper]]),
+            np.concatenate([part[~deeper], left[at], right[at]]),
+        ])  # fmt: skip
+        owner, part = np.unique(rows, axis=1)
+    circular = np.unique(np.concatenate([owner[np.isin(part, pairs)], part[np.isin(part, pairs)]]))
+    rows = np.unique(np.stack([owner, part]), axis=1)
+    return rows[0], rows[1], circular
 
 
 def _connected(parent: Channels, left: Channels, right: Channels) -> Channels:

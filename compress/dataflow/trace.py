@@ -6,23 +6,25 @@ walked once with the rule table; parameters are shared between graphs by name, w
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.fx import Node
 
 from secateur.compress.channel_map import tensor_aliases
+from secateur.compress.dataflow.attributes import Scopes, bindings
 from secateur.compress.dataflow.channel_groups import ChannelGroups
-from secateur.compress.dataflow.groups import ChannelGroup, Groups, Index, Member, Role
-from secateur.compress.dataflow.rules import Op, find_rule, refuse
-from secateur.compress.dataflow.space import Channels, Components, Space
+from secateur.compress.dataflow.coupling import couple, splits
+from secateur.compress.dataflow.grouping import grouped
+from secateur.compress.dataflow.groups import Role
+from secateur.compress.dataflow.rules import Labels, Op, find_rule, refuse
+from secateur.compress.dataflow.space import Channels, Space
 from secateur.compress.dataflow.trial import settle
 from secateur.core.errors import ModelError
-from secateur.profiles.graph import Graph, capture_tasks, op_name, shape
+from secateur.profiles.graph import Graph, capture_tasks, module_path, op_name, shape
 
 
 def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bool = True) -> ChannelGroups:
@@ -42,11 +44,13 @@ def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bo
     """
     tasks = tuple(tasks)
     graphs = capture_tasks(model, inputs, tasks)
-    groups = from_graphs(model, graphs, _training_graphs(model, inputs, tasks))
-    return settle(groups, inputs, tasks) if trial else groups
+    training = training_graphs(model, inputs, tasks)
+    if not trial:
+        return from_graphs(model, graphs, training)
+    return settle(functools.partial(from_graphs, model, graphs, training), inputs, tasks)
 
 
-def _training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> list[Graph]:
+def training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> list[Graph]:
     """The graphs in training mode, where a model may run auxiliary heads; none if that cannot be traced."""
     try:
         return capture_tasks(model, inputs, tasks, training=True)
@@ -54,21 +58,33 @@ def _training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> l
         return []
 
 
-def from_graphs(model: nn.Module, graphs: Sequence[Graph], training: Sequence[Graph] = ()) -> ChannelGroups:
-    """As `trace`, from graphs that were captured before."""
-    flow = Flow()
+def from_graphs(
+    model: nn.Module, graphs: Sequence[Graph], training: Sequence[Graph] = (), coupled: Collection[type] = ()
+) -> ChannelGroups:
+    """As `trace`, from graphs that were captured before.
+
+    Args:
+        coupled: module classes whose code takes the width inside from the width outside (`b, n, c = x.shape`), so that
+            both must stay the same.
+    """
+    flow = Flow(model)
     for graph in (*graphs, *training):
         flow.walk(graph)
+    splitting = splits((*graphs, *training), flow.labels, flow.space)
+    couple(flow.space, model, (*graphs, *training), flow.labels, coupled)
     components = flow.space.components()
-    groups, dead = _groups(flow, components), _dead(graphs, model)
-    return ChannelGroups(model, graphs, flow.labels, components, groups, dead, bool(training))
+    groups = grouped(flow.parameters, components, flow.roles())
+    sizes = bindings(model, (*graphs, *training), flow.labels, components)
+    return ChannelGroups(
+        model, graphs, flow.labels, components, groups, _dead(graphs, model), bool(training), sizes, splitting=splitting
+    )
 
 
 class Flow:
     """Labels of every tensor of every graph, in one space of channels."""
 
-    def __init__(self) -> None:
-        self.space = Space()
+    def __init__(self, model: nn.Module) -> None:
+        self.space, self._scopes = Space(), Scopes(model)
         self.labels: dict[Node, Any] = {}
         self.parameters: dict[tuple[str, int], Channels] = {}
         self.produced: list[Channels] = []
@@ -101,7 +117,7 @@ class Flow:
             parts = self.labels.get(node.args[0], {})  # type: ignore[arg-type]
             self.labels[node] = parts[node.args[1]] if isinstance(parts, list) else parts  # type: ignore[index]
             return
-        op = Op(node, self.labels, self.space)
+        op = Op(node, self.labels, self.space, self._scopes.sizes(module_path(node)))
         labelled = [tensor for tensor in op.tensors if self._of(tensor)]
         if not labelled:
             return
@@ -123,8 +139,15 @@ class Flow:
         elif op.name == "routed_experts":
             self._note_experts(op)
             return
+        elif op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            for parameter in op["params"]:
+                self._note(op.labels(parameter), ((self.produced, 0), (self.consumed, 1)))
+            return
         else:
             return
+        self._note(weight, roles)
+
+    def _note(self, weight: Labels, roles: tuple[tuple[list[Channels], int], ...]) -> None:
         for noted, dim in roles:
             if dim in weight:
                 noted.append(weight[dim])
@@ -135,6 +158,19 @@ class Flow:
             for noted, dim in ((self.produced, 0), (self.produced, 1), (self.consumed, 2)):
                 if dim in op.labels(name):
                     noted.append(op.labels(name)[dim])
+            return
+
+    def roles(self) -> dict[tuple[str, int], Role]:
+        """A parameter's own channels tell whether a weight produced or consumed them."""
+        produced = {int(channels[0]) for channels in self.produced}
+        consumed = {int(channels[0]) for channels in self.consumed}
+        roles: dict[tuple[str, int], Role] = {}
+        for key, channels in self.parameters.items():
+            if int(channels[0]) in produced:
+                roles[key] = "out"
+            elif int(channels[0]) in consumed:
+                roles[key] = "in"
+        return roles
 
     def _warn(self, op: Op) -> None:
         if op.where not in self._refused:
@@ -154,69 +190,3 @@ def _dead(graphs: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:
     owners = [path for path, module in model.named_modules() if any(True for _ in module.parameters())]
     dead = [path for path in owners if path and not any(name.startswith(f"{path}.") for name in alive)]
     return tuple(path for path in dead if not any(path.startswith(f"{other}.") for other in dead))
-
-
-def _groups(flow: Flow, components: Components) -> Groups:
-    """Components that sit in the same parameters in the same way are the channels of one group."""
-    signatures, places = _places(flow, components)
-    roles = _roles(flow, components)
-    by_signature: dict[Any, list[int]] = defaultdict(list)
-    for component, signature in signatures.items():
-        by_signature[signature, component in components.why].append(component)
-    groups, names = [], Counter[str]()
-    keys = list(flow.parameters)
-    for (signature, _), channels in by_signature.items():
-        members = tuple(
-            Member(keys[key][0], keys[key][1], roles.get(keys[key], "bound"), _stack(places, channels, key, count))
-            for key, count in signature
-        )
-        producers = [member for member in members if member.role == "out"]
-        if not producers:
-            continue
-        name = producers[0].parameter.rpartition(".")[0] or producers[0].parameter
-        names[name] += 1
-        group = ChannelGroup(
-            name=name if names[name] == 1 else f"{name}#{names[name]}",
-            channels=len(channels),
-            members=members,
-            components=np.array(channels, dtype=np.int64),
-            why_not=_why_not(channels, components),
-        )
-        groups.append(group)
-    return Groups(groups)
-
-
-def _places(flow: Flow, components: Components) -> tuple[dict[int, Any], dict[tuple[int, int], list[int]]]:
-    """For every component its signature ((parameter key, count), ...) and its indices in each parameter."""
-    counts: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    places: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for key, channels in enumerate(flow.parameters.values()):
-        for index, component in enumerate(components.of[channels].tolist()):
-            counts[component][key] += 1
-            places[component, key].append(index)
-    return {component: tuple(found.items()) for component, found in counts.items()}, places
-
-
-def _stack(places: dict[tuple[int, int], list[int]], channels: list[int], key: int, count: int) -> Index:
-    table = [places[component, key] for component in channels]
-    return np.array(table, dtype=np.int64).reshape(len(channels), count)
-
-
-def _roles(flow: Flow, components: Components) -> dict[tuple[str, int], Role]:
-    """A parameter's own channels tell whether a weight produced or consumed them."""
-    produced = {int(channels[0]) for channels in flow.produced}
-    consumed = {int(channels[0]) for channels in flow.consumed}
-    roles: dict[tuple[str, int], Role] = {}
-    for key, channels in flow.parameters.items():
-        if int(channels[0]) in produced:
-            roles[key] = "out"
-        elif int(channels[0]) in consumed:
-            roles[key] = "in"
-    return roles
-
-
-def _why_not(channels: list[int], components: Components) -> str:
-    reasons = Counter(components.why[component] for component in channels if component in components.why)
-    if reasons:
-        return reasons.most_common(1)[0][0]
-    return "a single channel" if len(channels) < 2 else ""

@@ -1,41 +1,114 @@
 """Trial cuts: does the model's own forward accept smaller layers, and compute what masking promises?
 
 The graph shows the sizes of one trace; a user's code may hold some of them as constants (`x.split(16, 1)`,
-`x.view(b, 8, 64)`). Such groups are found by cutting a copy and running it, and are kept whole.
+`x.view(b, 8, 64)`) or take them from another tensor's shape. All groups are cut in a copy at once; where its forward
+fails inside a module that splits channels into heads, the widths inside and outside of modules of that class are tied
+(see `coupling`); what still fails is found by halving, and kept whole.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
 from secateur.compress.channel_map import remove_modules
+from secateur.compress.dataflow.attempt import TOLERANCE, Attempts, Failure, difference, outputs
 from secateur.compress.dataflow.channel_groups import ChannelGroups
-from secateur.compress.dataflow.groups import Groups, Index
-from secateur.core.predict import as_args, takes_task
+from secateur.compress.dataflow.groups import ChannelGroup, Groups
 
-TOLERANCE = 1e-3
-"""Largest accepted difference between masked and cut outputs, relative to the outputs' own size."""
+Walk = Callable[[Collection[type]], ChannelGroups]
+"""The groups, with the widths of some module classes coupled."""
 
 
-def settle(groups: ChannelGroups, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
-    """The same groups, with those that a trial cut proves unusable marked not prunable, and why; and the dead modules
+def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
+    """The groups, with those that a trial cut proves unusable marked not prunable, and why; and the dead modules
     that a trial shows to be removable."""
-    names = [group.name for group in groups.prunable]
-    bad = _culprits(groups, names, inputs, tasks)
+    groups, attempts = _coupled(walk, inputs, tasks)
+    bad = _culprits(groups, attempts)
     settled = [
         replace(group, why_not=f"a trial cut failed: {bad[group.name]}") if group.name in bad else group
         for group in groups.values()
     ]
     removable = tuple(path for path in groups.dead if _runs_without(groups, (path,), inputs, tasks))
-    return groups.settled(Groups(settled), removable if _runs_without(groups, removable, inputs, tasks) else ())
+    if len(removable) > 1 and not _runs_without(groups, removable, inputs, tasks):
+        removable = ()
+    return groups.settled(Groups(settled), removable)
+
+
+def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, Attempts]:
+    """Couple module classes while the trial of all groups fails inside a class that is not coupled yet."""
+    coupled: set[type] = set()
+    while True:
+        groups = walk(coupled)
+        attempts = Attempts(groups, inputs, tasks)
+        failure = attempts.all()
+        kind = _couplable(groups, failure, coupled) if failure else None
+        if kind is None:
+            return groups, attempts
+        coupled.add(kind)
+
+
+def _couplable(groups: ChannelGroups, failure: Failure, coupled: Collection[type]) -> type | None:
+    """The class of the innermost module around a failure that splits channels and is not coupled yet."""
+    path = failure.module
+    while True:
+        kind = type(groups.model.get_submodule(path))
+        if path in groups.splitting and kind not in coupled:
+            return kind
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+
+
+def _culprits(groups: ChannelGroups, attempts: Attempts) -> dict[str, str]:
+    """Groups that fail, with the reason. One that makes the smallest failing beginning of the list fail is found by
+    halving; groups like it in other blocks share its fate unless they pass on their own."""
+    found: dict[str, str] = {}
+    rest = [group.name for group in groups.prunable]
+    while rest and (failure := attempts(rest)):
+        rest = _suspects_first(groups, rest, failure)
+        culprit, why = _first_failing(attempts, rest, failure)
+        alike = [name for name in rest if _kind(groups[name]) == _kind(groups[culprit])]
+        others = [name for name in alike if name != culprit]
+        gone = [culprit] if others and attempts(others) is None else alike
+        found |= dict.fromkeys(gone, str(why))
+        rest = [name for name in rest if name not in found]
+    return found
+
+
+def _first_failing(attempts: Attempts, names: Sequence[str], failure: Failure) -> tuple[str, Failure]:
+    """The last group of the shortest beginning that fails, as far as failing is monotone."""
+    low, high = 0, len(names)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = attempts(names[:middle])
+        low, high, failure = (low, middle, found) if found else (middle, high, failure)
+    return names[high - 1], failure
+
+
+def _suspects_first(groups: ChannelGroups, names: Sequence[str], failure: Failure) -> list[str]:
+    """Groups with members in the failing module, or in the one around it, come first."""
+    place = failure.module.rpartition(".")[0]
+
+    def far(name: str) -> bool:
+        return not any(member.parameter.startswith(f"{place}.") for member in groups[name].members)
+
+    return sorted(names, key=far) if place else list(names)
+
+
+def _kind(group: ChannelGroup) -> tuple[tuple[str, int, str, int], ...]:
+    """What groups of repeated blocks have in common: members but for numbers in their names."""
+    return tuple(
+        (
+            ".".join(part for part in member.parameter.split(".") if not part.isdigit()),
+            member.dim,
+            member.role,
+            member.index.shape[1],
+        )
+        for member in group.members
+    )
 
 
 def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, tasks: Sequence[str]) -> bool:
@@ -45,66 +118,11 @@ def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, task
     whole = groups.mask({})
     try:
         for call in range(len(groups.graphs)):
-            pairs = zip(whole(inputs, call).values(), _outputs(small, inputs, tasks, call), strict=True)
-            if any(_difference(one, other) > TOLERANCE for one, other in pairs):
+            pairs = zip(whole(inputs, call).values(), outputs(small, inputs, tasks, call), strict=True)
+            if any(difference(one, other) > TOLERANCE for one, other in pairs):
                 return False
         if groups.trains:
-            _outputs(small.train(), inputs, tasks, 0)
+            outputs(small.train(), inputs, tasks, 0)
     except Exception:  # the user's forward may raise anything
         return False
     return True
-
-
-def _culprits(groups: ChannelGroups, names: Sequence[str], inputs: Any, tasks: Sequence[str]) -> dict[str, str]:
-    """Groups that fail, with the reason: halves of a failing set are tried until single groups are left; what only
-    fails together is given up together."""
-    failure = _try(groups, names, inputs, tasks)
-    if failure is None:
-        return {}
-    if len(names) == 1:
-        return {names[0]: failure}
-    middle = len(names) // 2
-    found = _culprits(groups, names[:middle], inputs, tasks) | _culprits(groups, names[middle:], inputs, tasks)
-    rest = [name for name in names if name not in found]
-    together = _try(groups, rest, inputs, tasks) if rest else None
-    return found if together is None else found | dict.fromkeys(rest, together)
-
-
-def _try(groups: ChannelGroups, names: Iterable[str], inputs: Any, tasks: Sequence[str]) -> str | None:
-    """What goes wrong when half of every named group is cut; None when nothing does."""
-    keep = {name: half(groups[name].channels) for name in names}
-    expected = groups.mask(keep)
-    try:
-        small = groups.cut(keep).eval()
-        for call, graph in enumerate(groups.graphs):
-            found = _outputs(small, inputs, tasks, call)
-            for name, one, other in zip(graph.output_names, expected(inputs, call).values(), found, strict=True):
-                difference = _difference(one, other)
-                if not difference <= TOLERANCE:
-                    return f"output {name or call} differs from the masked model's by {difference:.2g} (relative)"
-        if groups.trains:
-            _outputs(copy.deepcopy(small).train(), inputs, tasks, 0)
-    except Exception as error:  # the user's forward may raise anything
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-    return None
-
-
-def half(channels: int) -> Index:
-    """About half of the channels, spread irregularly so that no regular slicing fits by accident."""
-    order = np.argsort((np.arange(channels) * 0.6180339887) % 1.0, kind="stable")
-    return np.sort(order[: max(1, channels // 2)]).astype(np.int64)
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, inputs: Any, tasks: Sequence[str], call: int) -> list[Tensor]:
-    kwargs = {"task": tasks[call]} if takes_task(model) else {}
-    leaves = pytree.tree_leaves(model(*as_args(inputs), **kwargs))
-    return list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Tensor)))
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    if one.numel() == 0:
-        return 0.0
-    return float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp_min(1e-6))

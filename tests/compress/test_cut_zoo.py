@@ -26,8 +26,8 @@ from traces import (
 from secateur.compress.channel_map import ChannelMap
 from secateur.core.predict import as_args, takes_task
 
-PRUNABLE = [name for name in NAMES if name not in ("channel_attention", "fft", "slice_halves", "split_equal")]
-"""Those four mix or cut their channels in code, which is found, and leaves nothing to prune."""
+PRUNABLE = [name for name in NAMES if name not in ("fft", "slice_halves", "split_equal")]
+"""Those three mix or cut their channels in code, which is found, and leaves nothing to prune."""
 
 AGAIN = [
     "channel_shuffle", "chunk_cat", "conv1d_net", "depthwise_multiplier", "group_norm", "grouped_conv",

@@ -17,13 +17,19 @@ from secateur.core.errors import ModelError
 
 
 def test_an_op_without_a_rule_is_named_with_its_module_and_keeps_its_channels() -> None:
-    model, inputs = ZOO["fft"]()
-    with pytest.warns(UserWarning, match="no rule for the op fft_fft in middle") as found:
-        groups = trace(model, inputs)
+    inputs = torch.randn(2, 3, 6, 6)
+    with pytest.warns(UserWarning, match="no rule for the op wave in the model") as found:
+        groups = trace(Waving().eval(), inputs)
     assert len(found) == 1
-    assert groups["stem.0"].why_not == "no rule for the op fft_fft in middle"
-    with pytest.raises(ValueError, match=r"group stem\.0 is not prunable: no rule"):
-        groups.cut({"stem.0": [0, 1]})
+    assert groups["stem"].why_not == "no rule for the op wave in the model"
+    with pytest.raises(ValueError, match="group stem is not prunable: no rule"):
+        groups.cut({"stem": [0, 1]})
+
+
+def test_a_transform_over_the_channels_keeps_them_and_says_why() -> None:
+    model, inputs = ZOO["fft"]()
+    groups = trace(model, inputs)
+    assert groups["stem.0"].why_not == "a transform runs along it (fft_fft in middle)"
 
 
 def test_the_channels_beside_an_op_without_a_rule_stay_prunable() -> None:

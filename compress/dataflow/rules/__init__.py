@@ -1,10 +1,20 @@
 """What each op does to channels: one small function per family of ops."""
 
-from secateur.compress.dataflow.rules import contraction, normalise, pointwise, reduce, reshape, routing, spatial
+from secateur.compress.dataflow.rules import (
+    contraction,
+    indexing,
+    normalise,
+    pointwise,
+    recurrent,
+    reduce,
+    reshape,
+    routing,
+    spatial,
+)
 from secateur.compress.dataflow.rules.contraction import refuse
-from secateur.compress.dataflow.rules.registry import Labels, Op, find_rule, rule
+from secateur.compress.dataflow.rules.registry import Labels, Op, find_rule, rule, rules
 
 __all__ = [
-    "Labels", "Op", "contraction", "find_rule", "normalise", "pointwise", "reduce", "refuse", "reshape", "routing",
-    "rule", "spatial",
+    "Labels", "Op", "contraction", "find_rule", "indexing", "normalise", "pointwise", "recurrent", "reduce", "refuse",
+    "reshape", "routing", "rule", "rules", "spatial",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch.fx import Node
 
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
@@ -93,29 +94,71 @@ def _product(op: Op, left: Node, right: Node) -> Labels:
         if kept in labels:
             result[len(op.shape) + kept - ndim] = labels[kept]
     for dim in range(len(op.shape) - 2):
-        one, other = a.get(dim - (len(op.shape) - a_ndim)), b.get(dim - (len(op.shape) - b_ndim))
-        op.tie(one, other)
-        if one is not None and other is not None:
-            result[dim] = one
+        sides = [
+            (labels.get(own), op.shape_of(node)[own])
+            for node, labels in ((left, a), (right, b))
+            if (own := dim - len(op.shape) + len(op.shape_of(node))) >= 0
+        ]
+        spanning = [channels for channels, size in sides if size == op.shape[dim]]
+        if len(spanning) > 1:
+            op.tie(*spanning)
+        if all(channels is not None for channels in spanning):
+            result[dim] = spanning[0]  # type: ignore[assignment]
     return result
 
 
 @rule("scaled_dot_product_attention")
 def attention(op: Op) -> Labels:
-    """Query [*, L, E], key [*, S, E], value [*, S, V] → [*, L, V]."""
-    query, key, value = (op.labels(name) for name in ("query", "key", "value"))
+    """Query [*, H, L, E], key [*, H, S, E], value [*, H, S, V] → [*, H, L, V]. Of grouped queries, several heads share
+    one of key and value."""
+    query, key, value, mask = (op.labels(name) for name in ("query", "key", "value", "attn_mask"))
     last = len(op.shape) - 1
     op.tie(query.get(last), key.get(last))
     op.tie(key.get(last - 1), value.get(last - 1))
     result: Labels = {last: value[last]} if last in value else {}
     for dim in range(last - 1):
-        for other in (key.get(dim), value.get(dim)):
-            op.tie(query.get(dim), other)
+        op.tie(key.get(dim), value.get(dim))
+        shared = op.shape[dim] // max(op.shape_of("key")[dim], 1)
+        keys = key.get(dim)
+        op.tie(query.get(dim), keys if keys is None or shared < 2 else np.repeat(keys, shared))
         if dim in query:
             result[dim] = query[dim]
-    for channels in op.labels("attn_mask").values():
-        op.fix(channels, "attention mask")
+    _mask_scores(op, mask, query)
     return result
+
+
+def _mask_scores(op: Op, mask: Labels, query: Labels) -> None:
+    """The mask's leading dimensions are those of the scores, its last two are positions."""
+    offset = len(op.shape) - (len(op.shape_of("attn_mask")) or len(op.shape))
+    for dim, channels in mask.items():
+        if dim + offset < len(op.shape) - 2:
+            op.tie(channels, query.get(dim + offset))
+        else:
+            op.fix(channels, "attention mask")
+    positions = len(op.shape) - 2
+    for dim, channels in query.items():
+        unlabelled = dim < positions and dim >= offset and op.shape_of("attn_mask")[dim - offset : dim - offset + 1]
+        if unlabelled and unlabelled[0] == op.shape[dim] > 1 and dim - offset not in mask:
+            op.fix(channels, "attention mask of fixed size")
+
+
+@rule("einsum")
+def einsum(op: Op) -> Labels:
+    """Dimensions that share a letter are the same channels."""
+    inputs, arrow, result = str(op["equation"]).replace(" ", "").partition("->")
+    operands = list(zip(op["tensors"], inputs.split(","), strict=True))
+    if "..." in inputs or not arrow:
+        return refuse(op)
+    found: dict[str, Channels | None] = {}
+    for node, letters in operands:
+        for dim, letter in enumerate(letters):
+            channels, size = op.labels(node).get(dim), op.shape_of(node)[dim]
+            if size < 2:
+                continue
+            if letter in found:
+                op.tie(found[letter], channels)
+            found[letter] = channels if found.get(letter, channels) is not None else None
+    return {dim: channels for dim, letter in enumerate(result) if (channels := found.get(letter)) is not None}
 
 
 @rule("embedding")

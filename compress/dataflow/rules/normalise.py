@@ -34,7 +34,7 @@ def group_norm(op: Op) -> Labels:
     return labels
 
 
-@rule("layer_norm")
+@rule("layer_norm", "rms_norm")
 def layer_norm(op: Op) -> Labels:
     """Input [*, normalized_shape] with weight and bias of that shape."""
     labels, ndim = op.labels("self"), len(op.shape_of("self"))

@@ -45,12 +45,6 @@ def _tie_dimension(op: Op, dim: int, size: int) -> Channels | None:
     return labels[0] if labels else None
 
 
-@rule("_assert_tensor_metadata")
-def assertion(op: Op) -> Labels:
-    """What tracing leaves of `x.float()`: a check without a result, which no channel depends on."""
-    return {}
-
-
 @rule("prelu")
 def prelu(op: Op) -> Labels:
     """The slope [C] belongs to dimension 1."""
@@ -59,3 +53,12 @@ def prelu(op: Op) -> Labels:
     if slope is not None:
         op.tie(slope, labels.get(1))
     return labels
+
+
+@rule(
+    "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "sym_numel", "_assert_tensor_metadata", "size",
+    "is_floating_point", "dim", "numel",
+)  # fmt: skip
+def sizes_only(op: Op) -> Labels:
+    """The operand gives its type, place or size, no values."""
+    return {}

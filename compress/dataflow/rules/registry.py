@@ -9,7 +9,7 @@ A rule reads the labels of the op's tensor arguments, ties or fixes channels, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def rules() -> dict[str, Rule]:
+    """All registered rules, by the names of their ops."""
+    return dict(_RULES)
+
+
 def find_rule(node: Node) -> Rule | None:
     """The rule of an op: by name, else the pointwise one where torch declares the op pointwise."""
     found = _RULES.get(op_name(node))
@@ -48,8 +53,10 @@ def find_rule(node: Node) -> Rule | None:
 class Op:
     """One call in the graph, as a rule sees it: arguments by their schema names, labels of its tensors, the space."""
 
-    def __init__(self, node: Node, labels: dict[Node, Any], space: Space) -> None:
-        self.node, self.space, self._labels = node, space, labels
+    def __init__(
+        self, node: Node, labels: dict[Node, Any], space: Space, attributes: Collection[int] | None = None
+    ) -> None:
+        self.node, self.space, self._labels, self._attributes = node, space, labels, attributes
         self.name, self.shape = op_name(node), shape(node)
         self.args = _named_arguments(node)
 
@@ -57,6 +64,11 @@ class Op:
     def where(self) -> str:
         """`op in module`, for messages."""
         return f"{self.name} in {module_path(self.node) or 'the model'}"
+
+    def is_attribute(self, size: int) -> bool:
+        """Whether the module whose code makes this call, or one next to it, holds the size in an attribute, so that
+        the code may follow when it changes. True where the modules are not known."""
+        return self._attributes is None or size in self._attributes
 
     def __getitem__(self, name: str) -> Any:
         """An argument by its schema name: a python value, a Node, or a list of them."""

@@ -13,17 +13,24 @@ from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 from secateur.compress.dataflow.space import Channels
 
 
-@rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "squeeze", "unsqueeze", "reshape_as")
+@rule(
+    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "squeeze", "unsqueeze", "reshape_as", "ravel",
+)  # fmt: skip
 def reshape(op: Op) -> Labels:
     """Dimensions are matched in runs of equal size, and each run is merged or split on its own."""
     labels, result = op.labels("self"), Labels()
     for old, new in _runs(op.shape_of("self"), op.shape):
-        labelled = [dim for dim in old if dim in labels]
-        if len(labelled) > 1:
-            for dim in labelled:
-                op.fix(labels[dim], "two groups of channels are merged into one dimension")
-        elif labelled:
-            result.update(_reshape_run(op, labels[labelled[0]], labelled[0], old, new))
+        labelled = [dim for dim in old if len(labels.get(dim, ())) > 1]
+        for dim in old:
+            if dim not in labelled:
+                op.fix(labels.get(dim), "a single channel")
+        if labelled:
+            result.update(_split(op, _merged(op, old, labelled), new))
+    if op.name in ("view_as", "reshape_as"):
+        for dim, channels in op.labels("other").items():
+            op.tie(channels, result.get(dim))
+        for dim in result.keys() - op.labels("other").keys():
+            op.fix(result.pop(dim), "takes the shape of a tensor of fixed size")
     return result
 
 
@@ -51,20 +58,44 @@ def _runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], l
     return runs
 
 
-def _reshape_run(op: Op, channels: Channels, dim: int, old: list[int], new: list[int]) -> Labels:
-    """Labels of one run's new dimensions."""
-    old_shape, new_shape = op.shape_of("self"), op.shape
-    sizes = [old_shape[d] for d in old]
-    aligned = channels.reshape([-1 if d == dim else 1 for d in old])
-    table = np.broadcast_to(aligned, sizes).reshape([new_shape[d] for d in new])
+def _merged(op: Op, dims: list[int], labelled: list[int]) -> Channels:
+    """The channels along a run of dimensions, flattened: where several of them are labelled, channels of a table."""
+    labels, shape = op.labels("self"), op.shape_of("self")
+    table = op.space.product([labels[dim] for dim in labelled])
+    aligned = table.reshape([shape[dim] if dim in labelled else 1 for dim in dims])
+    return np.broadcast_to(aligned, [shape[dim] for dim in dims]).ravel()
+
+
+def _split(op: Op, channels: Channels, dims: list[int]) -> Labels:
+    """Labels of a run's new dimensions. Along those that do not tell channels apart the rows are tied; of several that
+    do, heads and their width, say, each gets channels of its own."""
+    table = channels.reshape([op.shape[dim] for dim in dims])
     varying = [axis for axis in range(table.ndim) if (table != np.take(table, [0], axis=axis)).any()]
     if not varying:  # one channel only, which cannot be cut anyway
         op.fix(channels, "a single channel")
         return {}
-    axis = varying[-1]
-    rows = np.moveaxis(table, axis, -1).reshape(-1, table.shape[axis])
+    rows = np.moveaxis(table, varying, range(-len(varying), 0)).reshape(-1, *(table.shape[axis] for axis in varying))
     op.space.tie(rows[:1], rows)
-    return {new[axis]: rows[0].copy()}
+    if len(varying) == 1:
+        return {dims[varying[0]]: rows[0].copy()}
+    axes = [op.space.fresh(size) for size in rows.shape[1:]]
+    op.space.tie(op.space.product(axes), rows[0])
+    if not op.space.is_product(channels):
+        _fix_constants(op, [dims[axis] for axis in varying], axes)
+    return {dims[axis]: own for axis, own in zip(varying, axes, strict=True)}
+
+
+def _fix_constants(op: Op, dims: list[int], axes: list[Channels]) -> None:
+    """Of the sizes that split a dimension one follows from the others; those that no attribute holds stay."""
+    asked = op.args.get("shape", op.args.get("size"))
+    if not isinstance(asked, (list, tuple)):
+        return
+    unknown = [at for at, dim in enumerate(dims) if asked[dim] != -1 and not op.is_attribute(op.shape[dim])]
+    largest = max(unknown, key=lambda at: op.shape[dims[at]], default=None)
+    free = largest if all(asked[dim] != -1 for dim in dims) else None
+    for at in unknown:
+        if at != free:
+            op.fix(axes[at], f"the size {op.shape[dims[at]]} is a constant in the code")
 
 
 @rule("permute")

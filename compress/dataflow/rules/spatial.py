@@ -70,3 +70,14 @@ def pixel_unshuffle(op: Op) -> Labels:
     """[N, C, r·H, r·W] → [N, C·r², H, W]."""
     labels = op.labels("self")
     return {1: np.repeat(labels[1], int(op["downscale_factor"]) ** 2)} if 1 in labels else {}
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(op: Op) -> Labels:
+    """[N, g·C, *]: channel c of every group stands together afterwards; every group keeps as many."""
+    labels = dict(op.labels("self"))
+    if 1 in labels:
+        groups = int(op["groups"])
+        op.space.tie_rows(labels[1], groups)
+        labels[1] = labels[1].reshape(groups, -1).T.ravel()
+    return labels

@@ -1,0 +1,142 @@
+"""One trial cut: cut some groups in a copy of the model, run it, compare it with the masked model.
+
+The copy's parameters are made lively first: a scale that is still zero or one everywhere, as in a fresh model, would
+hide that wrong channels meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.compress.channel_map import named_tensors
+from secateur.compress.dataflow.channel_groups import ChannelGroups
+from secateur.compress.dataflow.groups import Index, Keep
+from secateur.core.predict import as_args, takes_task
+
+TOLERANCE = 1e-3
+"""Largest accepted difference between masked and cut outputs, relative to the outputs' own size."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cut model is wrong, and the path of the module that raised (empty when it only computes something else)."""
+
+    message: str
+    module: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.message}{f' in {self.module}' if self.module else ''}"
+
+
+class Attempts:
+    """Trial cuts of one model; each set of groups is tried once."""
+
+    def __init__(self, groups: ChannelGroups, inputs: Any, tasks: Sequence[str]) -> None:
+        self._groups, self._inputs, self._tasks = groups.of(lively(groups.model)), inputs, tasks
+        self._numbers = {name: number for number, name in enumerate(groups)}
+        self._found: dict[frozenset[str], Failure | None] = {}
+
+    def all(self) -> Failure | None:
+        return self([group.name for group in self._groups.prunable])
+
+    def __call__(self, names: Sequence[str]) -> Failure | None:
+        """What goes wrong when about half of every named group is cut; None when nothing does."""
+        key = frozenset(names)
+        if key not in self._found:
+            self._found[key] = self._try(names) if names else None
+        return self._found[key]
+
+    def _try(self, names: Sequence[str]) -> Failure | None:
+        for draw in range(2):
+            keep = {name: some(self._groups[name].channels, self._numbers[name] + 0.37 * draw) for name in names}
+            places: list[str] = []
+            try:
+                failure = self._compare(keep, places, train=self._groups.trains and draw == 0)
+            except Exception as error:  # the user's forward may raise anything
+                text = (str(error).splitlines() or [""])[0][:160]
+                failure = Failure(f"{type(error).__name__}: {text}", places[-1] if places else "")
+            if failure:
+                return failure
+        return None
+
+    def _compare(self, keep: Keep, places: list[str], *, train: bool) -> Failure | None:
+        """Cut and masked model on the same input, then a training pass of the cut one."""
+        groups = self._groups
+        small = groups.cut(keep).eval()
+        with _watched(small, places):
+            found = [outputs(small, self._inputs, self._tasks, call) for call in range(len(groups.graphs))]
+        masked = groups.mask(keep)
+        for call, graph in enumerate(groups.graphs):
+            wanted = masked(self._inputs, call).values()
+            for name, one, other in zip(graph.output_names, wanted, found[call], strict=True):
+                off = difference(one, other)
+                if not off <= TOLERANCE:
+                    return Failure(f"output {name or call} differs from the masked model's by {off:.2g} (relative)")
+        if train:
+            with _watched(small, places):
+                outputs(small.train(), self._inputs, self._tasks, 0)
+        return None
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, places: list[str]) -> Iterator[None]:
+    """Keep the paths of the modules that are running, innermost last, also when one raises."""
+
+    def leave(*_: Any) -> None:
+        places.pop()
+
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, path=path: places.append(path)))  # type: ignore[misc]
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """A copy whose parameters differ from channel to channel."""
+    generator = torch.Generator().manual_seed(0)
+    fresh = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in named_tensors(fresh).values():
+            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+                noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+                tensor.copy_(tensor * (0.75 + noise / 2) if bool(tensor.any()) else noise / 4)
+    return fresh
+
+
+def some(channels: int, number: float) -> Index:
+    """Between 3 and 7 tenths of a group's channels, spread irregularly; the group's number chooses how many, so that
+    groups of equal sizes are cut to different ones, and no size fits by accident."""
+    share = 0.3 + 0.4 * (number * 0.6180339887 % 1.0)
+    order = np.argsort((np.arange(channels) * 0.6180339887) % 1.0, kind="stable")
+    return np.sort(order[: min(max(1, round(share * channels)), channels - 1)]).astype(np.int64)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: Any, tasks: Sequence[str], call: int) -> list[Tensor]:
+    """The distinct tensors that one call returns."""
+    kwargs = {"task": tasks[call]} if takes_task(model) else {}
+    leaves = pytree.tree_leaves(model(*as_args(inputs), **kwargs))
+    return list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    if one.shape != other.shape:
+        return float("inf")
+    if one.numel() == 0:
+        return 0.0
+    return float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp_min(1e-6))

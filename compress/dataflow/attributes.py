@@ -1,0 +1,198 @@
+"""Sizes that modules keep in attributes: which of them count channels, so that a cut can rewrite them.
+
+    self.num_heads = 8          counts the heads that `view(b, n, 3, self.num_heads, -1)` splits off
+    self.dims = (32, 32, 128)   count the parts of `x.split(self.dims, dim=1)`
+
+An attribute counts channels when its value is the size of a labelled dimension in a call that its module's own code
+makes with explicit sizes. That is a guess; trial cuts verify it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from secateur.compress.dataflow.groups import Index
+from secateur.compress.dataflow.space import Channels, Components
+from secateur.profiles.graph import Graph, module_path, op_name, shape
+
+SIZED = frozenset(
+    ("view", "reshape", "unflatten", "_unsafe_view", "split", "split_with_sizes", "slice", "narrow", "expand",
+     "layer_norm", "rms_norm", "group_norm", "conv1d", "conv2d", "conv3d", "repeat", "unfold", "pixel_shuffle", "lstm",
+     "gru", "rnn_tanh", "rnn_relu", "chunk", "flatten", "tensor_split")
+)  # fmt: skip
+"""Ops that are told sizes."""
+
+_OWN = (_ConvNd, nn.Linear, _NormBase, nn.Embedding, nn.PReLU)
+"""Layers whose size attributes follow from their tensors."""
+
+Size = int | list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """An integer attribute (or an entry of a sequence of integers) and the components that it counts."""
+
+    module: str
+    attribute: str
+    position: int | None
+    components: Index
+
+    def size(self, alive: NDArray[np.bool_]) -> int:
+        return int(alive[self.components].sum())
+
+
+def resized(bindings: Collection[Binding], model: nn.Module, gone: Index) -> dict[str, Size]:
+    """The attributes that change when components go: `path.attribute` → new value."""
+    changed: dict[str, Size] = {}
+    alive = np.ones(max(int(b.components.max()) for b in bindings) + 1 if bindings else 0, dtype=bool)
+    alive[gone[gone < len(alive)]] = False
+    for binding in bindings:
+        size = binding.size(alive)
+        if size == len(binding.components):
+            continue
+        name = f"{binding.module}.{binding.attribute}" if binding.module else binding.attribute
+        if binding.position is None:
+            changed[name] = size
+        else:
+            whole = changed.setdefault(name, list(getattr(model.get_submodule(binding.module), binding.attribute)))
+            whole[binding.position] = size  # type: ignore[index]
+    return changed
+
+
+def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """(attribute, position in a sequence or None, value) of a module's own sizes."""
+    if isinstance(module, _OWN) or (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module.weight is not None):
+        return
+    for name, value in (_class_attributes(type(module)) | vars(module)).items():
+        if type(value) is int and value > 1:
+            yield name, None, value
+        elif isinstance(value, (tuple, list)) and value and all(type(entry) is int for entry in value):
+            yield from ((name, place, entry) for place, entry in enumerate(value) if entry > 1)
+
+
+@functools.cache
+def _class_attributes(kind: type) -> dict[str, Any]:
+    """Attributes that a user's class holds for all of its instances."""
+    own = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(("torch.", "builtins"))]
+    return {name: value for base in own for name, value in vars(base).items()}
+
+
+class Scopes:
+    """Which sizes the code of each module can know: its own attributes, its children's, and its parents'."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {path: frozenset(size for *_, size in integers(module)) for path, module in model.named_modules()}
+        self._around: dict[str, frozenset[int]] = {}
+        self._children = {path: [name for name, _ in module.named_children()] for path, module in model.named_modules()}
+
+    def sizes(self, path: str) -> frozenset[int]:
+        if path not in self._around:
+            children = [f"{path}.{name}" if path else name for name in self._children.get(path, ())]
+            near = [path, *_parents(path), *children]
+            self._around[path] = frozenset().union(*(self._own.get(place, frozenset()) for place in near))
+        return self._around[path]
+
+
+def _parents(path: str) -> list[str]:
+    """The two modules around a module."""
+    found = []
+    while path and len(found) < 2:
+        path = path.rpartition(".")[0]
+        found.append(path)
+    return found
+
+
+def sized_arrays(graphs: Iterable[Graph], labels: Mapping[Node, Any]) -> dict[str, list[Channels]]:
+    """For every module the channels of the dimensions that its own calls give sizes for."""
+    found: dict[str, list[Channels]] = defaultdict(list)
+    for graph in graphs:
+        for node in graph.nodes:
+            if op_name(node) in SIZED:
+                found[module_path(node)] += _arrays(node, labels)
+    return found
+
+
+def _arrays(node: Node, labels: Mapping[Node, Any]) -> Iterator[Channels]:
+    """Results first: their sizes are what the code says."""
+    result = labels.get(node, {})
+    for part in result if isinstance(result, list) else [result]:
+        yield from part.values()
+    for used in node.all_input_nodes:
+        if isinstance(labels.get(used), dict):
+            yield from labels[used].values()
+    if op_name(node) == "slice" and len(node.args) > 2 and isinstance(node.args[2], int):
+        before = labels.get(node.args[0], {}).get(int(node.args[1]) % len(shape(node)))  # type: ignore[call-overload]
+        if before is not None and 1 < node.args[2] < len(before):
+            yield before[: node.args[2]]
+
+
+def bindings(
+    model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any], components: Components
+) -> tuple[Binding, ...]:
+    """The attributes that count channels which may be cut."""
+    cuttable = _cuttable(components)
+    arrays = {
+        path: _by_size([components.of[channels] for channels in found], cuttable)
+        for path, found in sized_arrays(graphs, labels).items()
+    }
+    found = []
+    for path, module in model.named_modules():
+        found += _bind(path, module, arrays.get(path, {}))
+    bound = {(binding.module, len(binding.components)) for binding in found}
+    for path, module in model.named_modules():
+        for child, _ in module.named_children():
+            inner = f"{path}.{child}" if path else child
+            for binding in _bind(path, module, arrays.get(inner, {}), sequences=False):
+                if not {(path, len(binding.components)), (inner, len(binding.components))} & bound:
+                    found.append(binding)
+    return tuple(found)
+
+
+def _bind(
+    path: str, module: nn.Module, arrays: Mapping[int, list[Index]], *, sequences: bool = True
+) -> Iterator[Binding]:
+    own = list(integers(module)) if arrays else []
+    scalars = {size for _, place, size in own if place is None}
+    met: dict[tuple[str, int], int] = defaultdict(int)
+    for name, place, size in own:
+        if size not in arrays:
+            continue
+        if place is None:
+            yield Binding(path, name, None, _fitting(name, arrays[size]))
+        elif sequences and size not in scalars:
+            candidates = arrays[size]
+            yield Binding(path, name, place, candidates[min(met[name, size], len(candidates) - 1)])
+            met[name, size] += 1
+
+
+def _fitting(name: str, candidates: list[Index]) -> Index:
+    """Of several dimensions of one size, heads come before their width in every layout that is written."""
+    return candidates[-1] if len(candidates) == 2 and "head" in name and "dim" in name else candidates[0]
+
+
+def _by_size(arrays: list[Index], cuttable: Index) -> dict[int, list[Index]]:
+    """Distinct arrays of channels that may be cut, by size."""
+    distinct = {array.tobytes(): array for array in reversed(arrays) if len(array) > 1}
+    found: dict[int, list[Index]] = defaultdict(list)
+    for array in reversed(distinct.values()):
+        if np.isin(array, cuttable).any():
+            found[len(array)].append(array)
+    return found
+
+
+def _cuttable(components: Components) -> Index:
+    """Components of which some part may be removed."""
+    every = np.unique(components.of)
+    fixed = np.fromiter(components.why, dtype=np.int64, count=len(components.why))
+    return components.closure(np.setdiff1d(every[~np.isin(every, list(components.pairs))], fixed))

@@ -1,0 +1,54 @@
+"""Recurrent layers: a hidden unit is one row of every gate, and one column of the weights that read it."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch.fx import Node
+
+from secateur.compress.dataflow.rules.contraction import refuse
+from secateur.compress.dataflow.rules.registry import Labels, Op, rule
+from secateur.compress.dataflow.space import Channels
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(op: Op) -> list[Labels]:
+    """Input [*, I] with weights [gates·H, I] and [gates·H, H] per layer and direction → [*, directions·H], states."""
+    directions, biases = 1 + bool(op["bidirectional"]), bool(op["has_biases"])
+    per_cell, returns = 2 + 2 * biases, len(op.node.target._schema.returns)  # type: ignore[union-attr]
+    parameters = op["params"]
+    if len(parameters) != per_cell * directions * int(op["num_layers"]):  # projections
+        refuse(op)
+        return [{}] * returns
+    labels, last = op.labels("self"), len(op.shape_of("self")) - 1
+    for dim in set(labels) - {last}:
+        op.fix(labels[dim], "batch or steps of a recurrent layer")
+    reads = labels.get(last)
+    for layer in range(0, len(parameters), per_cell * directions):
+        cells = [parameters[at : at + per_cell] for at in range(layer, layer + per_cell * directions, per_cell)]
+        reads = np.concatenate([_cell(op, reads, cell) for cell in cells])
+    _fix_states(op)
+    return [{last: reads} if reads is not None else {}, *[{}] * (returns - 1)]
+
+
+def _cell(op: Op, reads: Channels | None, weights: list[Node]) -> Channels:
+    gates = _GATES[op.name]
+    size = op.shape_of(weights[0])[0] // gates
+    unit = op.space.fresh(size)
+    if size == 1:
+        op.fix(unit, "a single hidden unit")
+    op.tie(reads, op.labels(weights[0]).get(1), "read by a recurrent layer")
+    op.tie(op.labels(weights[1]).get(1), unit)
+    for weight in weights:
+        rows = op.labels(weight).get(0)
+        if rows is not None:
+            op.space.tie(rows.reshape(gates, size), unit[None])
+    return unit
+
+
+def _fix_states(op: Op) -> None:
+    given = op.args.get("hx")
+    for node in given if isinstance(given, (list, tuple)) else [given]:
+        for channels in op.labels(node).values() if isinstance(node, Node) else ():
+            op.fix(channels, "state of a recurrent layer")
