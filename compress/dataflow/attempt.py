@@ -79,7 +79,7 @@ class Attempts:
             wanted = masked(self._inputs, call).values()
             for name, one, other in zip(graph.output_names, wanted, found[call], strict=True):
                 off = difference(one, other)
-                if not off <= TOLERANCE:
+                if not off <= tolerance(one):
                     return Failure(f"output {name or call} differs from the masked model's by {off:.2g} (relative)")
         if train:
             with _watched(small, places):
@@ -125,6 +125,11 @@ def some(channels: int, number: float) -> Index:
     return np.sort(order[: min(max(1, round(share * channels)), channels - 1)]).astype(np.int64)
 
 
+def tolerance(output: Tensor) -> float:
+    """What rounding may make of an output's type."""
+    return max(TOLERANCE, 16 * torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0)
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Any, tasks: Sequence[str], call: int) -> list[Tensor]:
     """The distinct tensors that one call returns."""
@@ -139,4 +144,5 @@ def difference(one: Tensor, other: Tensor) -> float:
         return float("inf")
     if one.numel() == 0:
         return 0.0
-    return float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp_min(1e-6))
+    one, other = (value if value.is_complex() else value.double() for value in (one, other))
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-6))

@@ -17,6 +17,7 @@ from torch.fx import Node
 from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.dataflow.attributes import Scopes, bindings
 from secateur.compress.dataflow.channel_groups import ChannelGroups
+from secateur.compress.dataflow.checks import check
 from secateur.compress.dataflow.coupling import couple, splits
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
@@ -37,12 +38,13 @@ def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bo
         trial: cut a copy of the model to find the groups whose sizes the model's own code fixes.
 
     Raises:
-        ModelError: when the model cannot be traced in evaluation mode.
+        ModelError: when the model cannot be traced in evaluation mode, or cannot be cut as it is (see `checks`).
 
     Warns:
         UserWarning: once per op without a rule; the channels that reach it are kept whole.
     """
     tasks = tuple(tasks)
+    check(model)
     graphs = capture_tasks(model, inputs, tasks)
     training = training_graphs(model, inputs, tasks)
     if not trial:
@@ -158,7 +160,6 @@ class Flow:
             for noted, dim in ((self.produced, 0), (self.produced, 1), (self.consumed, 2)):
                 if dim in op.labels(name):
                     noted.append(op.labels(name)[dim])
-            return
 
     def roles(self) -> dict[tuple[str, int], Role]:
         """A parameter's own channels tell whether a weight produced or consumed them."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.compress.channel_map import remove_modules
-from secateur.compress.dataflow.attempt import TOLERANCE, Attempts, Failure, difference, outputs
+from secateur.compress.dataflow.attempt import Attempts, Failure, difference, outputs, tolerance
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Groups
 
@@ -119,7 +119,7 @@ def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, task
     try:
         for call in range(len(groups.graphs)):
             pairs = zip(whole(inputs, call).values(), outputs(small, inputs, tasks, call), strict=True)
-            if any(difference(one, other) > TOLERANCE for one, other in pairs):
+            if any(not difference(one, other) <= tolerance(one) for one, other in pairs):
                 return False
         if groups.trains:
             outputs(small.train(), inputs, tasks, 0)

@@ -39,10 +39,10 @@ def test_the_channels_beside_an_op_without_a_rule_stay_prunable() -> None:
             self.stem, self.before, self.after = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.after(torch.fft.fft(self.before(torch.relu(self.stem(x))), dim=1).real)
+            return self.after(wave(self.before(torch.relu(self.stem(x))), 2.0))
 
     inputs = torch.randn(2, 3, 4, 4)
-    with pytest.warns(UserWarning, match="fft_fft"):
+    with pytest.warns(UserWarning, match="wave"):
         groups = trace(Beside().eval(), inputs)
     assert [group.name for group in groups.prunable] == ["stem"]
     keep = {"stem": [1, 4, 6]}

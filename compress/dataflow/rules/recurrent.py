@@ -24,20 +24,24 @@ def recurrent(op: Op) -> list[Labels]:
     labels, last = op.labels("self"), len(op.shape_of("self")) - 1
     for dim in set(labels) - {last}:
         op.fix(labels[dim], "batch or steps of a recurrent layer")
-    reads = labels.get(last)
+    reads, unit = labels.get(last), _units(op, parameters[0])
     for layer in range(0, len(parameters), per_cell * directions):
         cells = [parameters[at : at + per_cell] for at in range(layer, layer + per_cell * directions, per_cell)]
-        reads = np.concatenate([_cell(op, reads, cell) for cell in cells])
+        reads = np.concatenate([_cell(op, reads, cell, unit) for cell in cells])
     _fix_states(op)
     return [{last: reads} if reads is not None else {}, *[{}] * (returns - 1)]
 
 
-def _cell(op: Op, reads: Channels | None, weights: list[Node]) -> Channels:
-    gates = _GATES[op.name]
-    size = op.shape_of(weights[0])[0] // gates
-    unit = op.space.fresh(size)
-    if size == 1:
+def _units(op: Op, weight: Node) -> Channels:
+    """The hidden units, as many in every layer and direction."""
+    unit = op.space.fresh(op.shape_of(weight)[0] // _GATES[op.name])
+    if len(unit) == 1:
         op.fix(unit, "a single hidden unit")
+    return unit
+
+
+def _cell(op: Op, reads: Channels | None, weights: list[Node], unit: Channels) -> Channels:
+    gates, size = _GATES[op.name], len(unit)
     op.tie(reads, op.labels(weights[0]).get(1), "read by a recurrent layer")
     op.tie(op.labels(weights[1]).get(1), unit)
     for weight in weights:

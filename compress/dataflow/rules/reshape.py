@@ -114,6 +114,13 @@ def transpose(op: Op) -> Labels:
     return {moved.get(dim, dim): channels for dim, channels in labels.items()}
 
 
+@rule("mT", "mH", "adjoint")
+def matrix_transpose(op: Op) -> Labels:
+    last = len(op.shape) - 1
+    moved = {last: last - 1, last - 1: last}
+    return {moved.get(dim, dim): channels for dim, channels in op.labels("self").items()}
+
+
 @rule("t", "numpy_T")
 def t(op: Op) -> Labels:
     last = len(op.shape) - 1
