@@ -109,7 +109,7 @@ def test_benchmark_documents(secateur: Secateur, finished: Path) -> None:
     assert measured["flops"] == Bundle.open(finished).manifest.point.costs.flops
     assert measured["speedup_against"] > 0
     assert document["against"]["name"] == "original"
-    assert {each["source"] for each in missing} == {"predicted", "unavailable"}
+    assert {"predicted", "unavailable"} <= {each["source"] for each in missing}
     assert all(each["reason"] and each["how"] for each in missing if each["source"] == "unavailable")
     for each in missing:
         if each["source"] == "predicted":
