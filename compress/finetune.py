@@ -128,7 +128,7 @@ class _Run:
                 total, parts = self.step(inputs, targets)
                 found = ranks.mean(torch.stack([total.detach(), *parts]).double().cpu())
                 self._refuse_infinite(float(found[0]), "loss", number)
-                self.scaler.scale(total / len(window)).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(total / len(window)).backward()
             sums += found
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)

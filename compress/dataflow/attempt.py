@@ -96,7 +96,7 @@ def _watched(model: nn.Module, places: list[str]) -> Iterator[None]:
 
     handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, path=path: places.append(path)))  # type: ignore[misc]
+        handles.append(module.register_forward_pre_hook(lambda *_, path=path: places.append(path)))
         handles.append(module.register_forward_hook(leave))
     try:
         yield

@@ -74,7 +74,8 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """(attribute, position in a sequence or None, value) of a module's own sizes."""
     if isinstance(module, _OWN) or (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module.weight is not None):
         return
-    for name, value in (_class_attributes(type(module)) | vars(module)).items():
+    kind: Any = type(module)
+    for name, value in (_class_attributes(kind) | vars(module)).items():
         if type(value) is int and value > 1:
             yield name, None, value
         elif isinstance(value, (tuple, list)) and value and all(type(entry) is int for entry in value):
@@ -82,7 +83,7 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
 
 
 @functools.cache
-def _class_attributes(kind: type) -> dict[str, Any]:
+def _class_attributes(kind: Any) -> dict[str, Any]:
     """Attributes that a user's class holds for all of its instances."""
     own = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(("torch.", "builtins"))]
     return {name: value for base in own for name, value in vars(base).items()}
@@ -106,7 +107,7 @@ class Scopes:
 
 def _parents(path: str) -> list[str]:
     """The two modules around a module."""
-    found = []
+    found: list[str] = []
     while path and len(found) < 2:
         path = path.rpartition(".")[0]
         found.append(path)
@@ -132,9 +133,10 @@ def _arrays(node: Node, labels: Mapping[Node, Any]) -> Iterator[Channels]:
         if isinstance(labels.get(used), dict):
             yield from labels[used].values()
     if op_name(node) == "slice" and len(node.args) > 2 and isinstance(node.args[2], int):
-        before = labels.get(node.args[0], {}).get(int(node.args[1]) % len(shape(node)))  # type: ignore[call-overload]
-        if before is not None and 1 < node.args[2] < len(before):
-            yield before[: node.args[2]]
+        source, dim, start = node.args[:3]
+        before = labels.get(source, {}).get(int(dim) % len(shape(node)))  # type: ignore[arg-type]
+        if before is not None and 1 < start < len(before):  # type: ignore[operator]
+            yield before[:start]
 
 
 def bindings(
@@ -146,7 +148,7 @@ def bindings(
         path: _by_size([components.of[channels] for channels in found], cuttable)
         for path, found in sized_arrays(graphs, labels).items()
     }
-    found = []
+    found: list[Binding] = []
     for path, module in model.named_modules():
         found += _bind(path, module, arrays.get(path, {}))
     bound = {(binding.module, len(binding.components)) for binding in found}

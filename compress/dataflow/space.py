@@ -8,7 +8,7 @@ things that can be cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -129,7 +129,7 @@ class Components:
         return np.union1d(gone, self._whole[np.isin(self._leaf, gone)])
 
 
-def _columns(rows: list[tuple[Channels, ...]], count: int) -> tuple[Channels, ...]:
+def _columns(rows: Sequence[tuple[Channels, ...]], count: int) -> tuple[Channels, ...]:
     if not rows:
         return (np.empty(0, dtype=np.int64),) * count
     return tuple(np.concatenate(column) for column in zip(*rows, strict=True))

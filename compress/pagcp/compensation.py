@@ -71,7 +71,9 @@ def _solve(
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     if any(len(x) != len(y) for x, y in zip(inputs, outputs, strict=True)):
         return
-    weight, shift = least_squares(torch.cat(inputs), torch.cat(outputs), layer.weight.flatten(1), layer.bias)
+    weight, shift = least_squares(
+        torch.cat(list(inputs)), torch.cat(list(outputs)), layer.weight.flatten(1), layer.bias
+    )
     with torch.no_grad():
         layer.weight.copy_(weight.reshape(layer.weight.shape))
         if layer.bias is not None and shift is not None:

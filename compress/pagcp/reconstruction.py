@@ -32,14 +32,16 @@ def reconstruction_scores(groups: ChannelGroups, batches: Sequence[Batch], tasks
     wanted: dict[str, list[str]] = {path: [name for name, found in readers.items() if path in found] for path in paths}
 
     def note(path: str, rows: Rows) -> None:
-        weight = groups.model.get_submodule(path).weight.detach().float()  # type: ignore[union-attr, operator]
+        weight = groups.model.get_submodule(path).weight.detach().float()  # type: ignore[operator]
         for name in wanted[path]:
             gram = _gram(rows.inputs, weight.reshape(*weight.shape[:2], -1), readers[name][path])
             grams[name, path] = grams.get((name, path), 0) + gram
 
     observe(groups.model, paths, batches[:SAMPLES], tasks, note)
     return {
-        name: removal_order(sum(_in_shares(grams[name, path]) for path in found if (name, path) in grams))
+        name: removal_order(
+            torch.stack([_in_shares(grams[name, path]) for path in found if (name, path) in grams]).sum(0)
+        )
         for name, found in readers.items()
         if any((name, path) in grams for path in found)
     }
@@ -59,7 +61,7 @@ def _readers(groups: ChannelGroups, group: ChannelGroup) -> Mapping[str, Tensor]
 def _gram(inputs: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     """Zᵀ·Z [channels, channels] over all sampled outputs; windows [n, in, k], weight [out, in, k]."""
     total = torch.zeros(len(index), len(index), dtype=torch.float64)
-    for part in inputs.split(CHUNK):
+    for part in torch.split(inputs, CHUNK):
         parts = torch.einsum("nik,oik->noi", part, weight)[..., index.to(part.device)].sum(-1)
         flat = parts.flatten(0, 1).double().cpu()
         total += flat.T @ flat

@@ -70,7 +70,8 @@ def _fit(student: Tensor, teacher: Tensor) -> Tensor:
     x, y = student.double(), teacher.double()
     gram = x.T @ x
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(gram + ridge, x.T @ y).float()
+    solved: Tensor = torch.linalg.solve(gram + ridge, x.T @ y)
+    return solved.float()
 
 
 def shared_points(student: nn.Module, teacher: nn.Module, inputs: Any, tasks: Sequence[Task]) -> tuple[str, ...]:

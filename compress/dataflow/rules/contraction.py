@@ -101,7 +101,7 @@ def _product(op: Op, left: Node, right: Node) -> Labels:
         ]
         spanning = [channels for channels, size in sides if size == op.shape[dim]]
         if len(spanning) > 1:
-            op.tie(*spanning)
+            op.tie(spanning[0], spanning[1])
         if all(channels is not None for channels in spanning):
             result[dim] = spanning[0]  # type: ignore[assignment]
     return result
