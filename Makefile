@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKLOADS ?= scenes scenes-moe digits multifashion
+WORKLOADS ?= scenes scenes-moe digits multifashion scenes-detect scenes-vit
 ARGS ?=
 DEMO ?=
 

@@ -67,7 +67,7 @@ def tasks() -> tuple[Task, ...]:
 
 def recipe() -> Recipe:
     """How the shipped weights were trained."""
-    return Recipe("scenes-detect", network, tasks(), loader, epochs=40, rate=2e-3, figures=figures)
+    return Recipe("scenes-detect", network, tasks(), loader, epochs=32, rate=2e-3, figures=figures)
 
 
 def figures(model: nn.Module) -> dict[str, float]:
