@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKLOADS ?= scenes scenes-moe digits multifashion scenes-detect scenes-vit
+WORKLOADS ?= scenes scenes-moe digits multifashion scenes-detect
 ARGS ?=
 DEMO ?=
 
