@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,7 +46,15 @@ def process() -> Secateur:
     def call(*args: object, before: Callable[[], None] | None = None, **environment: str) -> Outcome:
         command = [sys.executable, "-m", "secateur", *map(str, args)]
         variables = os.environ | {"PYTHONPATH": str(HERE)} | environment
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, preexec_fn=before)
+
+        def prepare() -> None:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # a shell's background jobs, and so a test run's, may ignore it
+            if before is not None:
+                before()
+
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, preexec_fn=prepare)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return call

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from published import plain_losses
+from published_loop import plain_losses
 from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
