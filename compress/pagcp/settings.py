@@ -61,7 +61,7 @@ class Settings:
     ratios: tuple[float, ...] = RATIOS[:10]
     rounds: int = 2
     front: tuple[float, ...] = ()
-    max_passes: int = 12
+    max_passes: int = 24
     stop_at_budget: bool = True
     bisect: bool = True
     check_monotone: bool = False
