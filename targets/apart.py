@@ -8,6 +8,7 @@ Whoever does not have its turn is stopped (SIGSTOP), so that threads that wait b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -121,8 +122,9 @@ class Process:
                 self._child.kill()
         self._child.wait()
         for stream in (self._child.stdin, self._child.stdout):
-            if stream is not None and not stream.closed:
-                stream.close()
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):  # a line that the dead process never read
+                    stream.close()
 
     def __enter__(self) -> Self:
         return self

@@ -68,6 +68,7 @@ def test_whoever_has_no_turn_is_stopped_and_nobody_stays(process: Process) -> No
 def test_a_process_that_dies_is_one_clear_line(process: Process) -> None:
     with process:
         os.kill(process._child.pid, signal.SIGKILL)
+        process._child.wait()  # so that what is sent now stays in the pipe
         with pytest.raises(ExportError, match=r"m\.onnx ended its process \(SIGKILL\)"):
             process.turn()
 
