@@ -109,7 +109,17 @@ class RooflineLatency(_Model):
     operator: Annotated[float, _unit("s", _MILLI)]  # time to start one operator
 
 
-LatencyModel = Annotated[PublishedLatency | SoftCoreLatency | RooflineLatency, Field(discriminator="model")]
+class RoutedLatency(_Model):
+    """Predicted from the routing tables of a workload, see `secateur.targets.edge_moe`: `board` is one of its boards,
+    or the path of a YAML file like theirs."""
+
+    model: Literal["routed"]
+    board: str
+
+
+LatencyModel = Annotated[
+    PublishedLatency | SoftCoreLatency | RooflineLatency | RoutedLatency, Field(discriminator="model")
+]
 
 
 class Settings(_Model):
@@ -125,7 +135,7 @@ class Device(_Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9:._-]*$")
     kind: Kind
     title: str
-    runtime: Literal["onnxruntime", "openvino", "tvm", "ncnn", "tensorrt", "vitis-ai"]
+    runtime: Literal["onnxruntime", "openvino", "tvm", "ncnn", "tensorrt", "vitis-ai", "edge-moe"]
     description: str = ""
     here: bool = False  # whether it is this machine, although its kind is not cpu or its runtime not ONNX Runtime
     settings: Settings = Settings()

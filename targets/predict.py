@@ -18,7 +18,7 @@ from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
 from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
 from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
-from secateur.targets.device import Device, PublishedLatency, RooflineLatency, SoftCoreLatency
+from secateur.targets.device import Device, PublishedLatency, RooflineLatency, RoutedLatency, SoftCoreLatency
 
 FLOAT_BYTES = 4
 ROOFLINE_WIDTH = 0.9
@@ -75,6 +75,11 @@ def latency_model(device: Device) -> LatencyModel:
             if device.compute is None or device.bandwidth is None:
                 raise DeviceError(f"{device.name}: a roofline needs compute and bandwidth", "add both to its file")
             return Roofline(device.compute.value, device.bandwidth.value, model.use, model.operator)
+        case RoutedLatency():
+            raise DeviceError(
+                f"{device.name} is predicted from a workload's routing, which an ONNX file does not hold",
+                "name a bundle or a workload",
+            )
     raise DeviceError(f"{device.name} has no latency model", "add `latency` to its file, see docs/targets.md")
 
 

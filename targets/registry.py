@@ -36,12 +36,14 @@ _BASIS = {
     "published": "from published figures of this device",
     "soft_core": "from a model of the core, fitted to published figures",
     "roofline": "from the peaks of its data sheet alone",
+    "routed": "from a cycle model and the routing of the workload, for models with experts",
 }
 _MEASURE = {
     "tvm": "export with --to tvm and run it there",
     "onnxruntime": "export with --to onnx and run it there",
     "ncnn": "export with --to ncnn and run it there, over adb or ssh",
     "tensorrt": "run secateur on a machine with this GPU",
+    "edge-moe": "synthesise the published accelerator for the board",
     "vitis-ai": "export with --to onnx and compile it with the vendor's tools for the board",
 }
 _PACKAGE = {"tvm": '"secateur[tvm]"'}

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur.cli.listing import table
+from secateur.cli.routed import show_routed
 from secateur.core.bundle import Bundle
 from secateur.core.costs import LayerProfile, Profile
 from secateur.profiles.report import Report, summary, units
@@ -86,6 +87,7 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
         console.print(shown)
         _show_missing(console, found.profiles)
     for other, profile in zip(others, found.profiles, strict=True):
+        show_routed(console, [*([(str(found.against), other)] if other else []), (found.name, profile)])
         if profile.layers:
             show_layers(console, profile, other)
 

@@ -5,8 +5,9 @@ Convention: 1 MAC = 2 FLOPs; all figures are for one sample (batch 1) in float32
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 Source = Literal["measured", "predicted", "published", "unavailable"]
 
@@ -59,7 +60,8 @@ class LayerProfile:
 @dataclass(frozen=True)
 class Profile:
     """What a target says of a model. `source` tells how each figure was come by: a predicted figure is never
-    shown as a measured one. `error_pct` is the stated error of a predicted latency."""
+    shown as a measured one. `error_pct` is the stated error of a predicted latency; `details` are figures that only
+    this kind of target has, as JSON."""
 
     target: str
     backend: str
@@ -75,6 +77,7 @@ class Profile:
     reason: str | None = None
     how: str | None = None
     layers: tuple[LayerProfile, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
         """The entry of this target in the JSON document of `benchmark`."""
@@ -93,4 +96,5 @@ class Profile:
             "reason": self.reason,
             "how": self.how,
             "layers": [asdict(layer) for layer in self.layers] or None,
+            "details": dict(self.details) or None,
         }

@@ -23,8 +23,7 @@ from secateur.export.load import load_formats
 from secateur.export.onnx import to_onnx
 from secateur.export.source import Source
 from secateur.profiles.count import count
-from secateur.targets.device import Device
-from secateur.verbs.measure import Subject, measure_everywhere, places
+from secateur.verbs.measure import Subject, measure_everywhere, needs_onnx, places
 from secateur.verbs.sources import (
     AnyWorkload,
     compressed_model,
@@ -111,7 +110,7 @@ def benchmark(
     """
     where = places(targets)
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
-        exports = Exports(Path(temporary), any(isinstance(place, Device) for place in where))
+        exports = Exports(Path(temporary), any(map(needs_onnx, where)))
         subjects = dict([exports.subject(thing, "compressed", workload)])
         (name,) = subjects
         subjects |= exports.other(thing, name, against, workload)
@@ -160,7 +159,7 @@ class Exports:
         costs = costs_of(bundle.manifest.before)
         return {
             "original": Subject(
-                self._export(original, "original"), costs, convert=self._converter(original, "original")
+                self._export(original, "original"), costs, None, self._converter(original, "original"), lambda: original
             )
         }
 
@@ -169,14 +168,15 @@ class Exports:
         costs = costs_of(bundle.manifest.point.costs)
         if artefact := bundle.manifest.plain_artefact("onnx"):
             path = bundle.checked_file(artefact.path)
-            return Subject(path, costs, artefact.max_abs, self._converter_of(bundle, prefix, workload))
-        original = workload_of(bundle, workload)
-        chosen = original.with_model(compressed_model(bundle, original))
-        return Subject(self._export(chosen, prefix), costs, convert=self._converter(chosen, prefix))
+            convert = self._converter_of(bundle, prefix, workload)
+            return Subject(path, costs, artefact.max_abs, convert, lambda: _chosen(bundle, workload))
+        chosen = _chosen(bundle, workload)
+        return Subject(self._export(chosen, prefix), costs, None, self._converter(chosen, prefix), lambda: chosen)
 
     def workload(self, workload: Workload, prefix: str) -> Subject:
         costs = count(workload.model, workload.example_input, workload.task_names).costs
-        return Subject(self._export(workload, prefix), costs, convert=self._converter(workload, prefix))
+        convert = self._converter(workload, prefix)
+        return Subject(self._export(workload, prefix), costs, None, convert, lambda: workload)
 
     def _converter(self, workload: Workload, prefix: str) -> Callable[[str], Path]:
         """Makes a model in another format, once."""
@@ -198,14 +198,19 @@ class Exports:
         """The same for a bundle's chosen point, which is rebuilt only when it is needed."""
 
         def convert(name: str) -> Path:
-            original = workload_of(bundle, given)
-            return self._converter(original.with_model(compressed_model(bundle, original)), prefix)(name)
+            return self._converter(_chosen(bundle, given), prefix)(name)
 
         return convert
 
     def _export(self, workload: Workload, prefix: str) -> Path:
         path = self._folder / f"{prefix}.onnx"
         return to_onnx(workload.model, workload, path) if self._needed else path
+
+
+def _chosen(bundle: Bundle, given: AnyWorkload | None) -> Workload:
+    """A bundle's workload around its chosen point."""
+    original = workload_of(bundle, given)
+    return original.with_model(compressed_model(bundle, original))
 
 
 def costs_of(entry: CostsEntry) -> Costs:

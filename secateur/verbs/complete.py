@@ -67,6 +67,7 @@ def _measured(
             ORIGINAL: Subject(
                 original or to_onnx(workload.model, workload, Path(temporary) / "original.onnx"),
                 costs_of(manifest.before),
+                workload=lambda: workload,
             ),
             **point_subjects(bundle, workload, range(len(manifest.points)), Path(temporary)),
         }
@@ -86,15 +87,25 @@ def _measured(
     return manifest.model_copy(update={"points": points}), compared(found, str(manifest.chosen), ORIGINAL)
 
 
-def point_subjects(bundle: Bundle, workload: Workload, numbers: Sequence[int], folder: Path) -> dict[str, Subject]:
-    """Points by their number, each as an ONNX file: the artefact of the chosen one, or exported into a folder."""
-    return {str(number): _point_subject(bundle, workload, number, folder) for number in numbers}
+def point_subjects(
+    bundle: Bundle, workload: Workload, numbers: Sequence[int], folder: Path, onnx: bool = True
+) -> dict[str, Subject]:
+    """Points by their number, each as an ONNX file: the artefact of the chosen one, or exported into a folder.
+
+    Args:
+        onnx: whether the files are needed; without, they are not written.
+    """
+    return {str(number): _point_subject(bundle, workload, number, folder, onnx) for number in numbers}
 
 
-def _point_subject(bundle: Bundle, workload: Workload, number: int, folder: Path) -> Subject:
+def _point_subject(bundle: Bundle, workload: Workload, number: int, folder: Path, onnx: bool) -> Subject:
     manifest = bundle.manifest
     costs = costs_of(manifest.points[number].costs)
+
+    def point() -> Workload:
+        return workload.with_model(compressed_model(bundle, workload, number))
+
     if number == manifest.chosen and (artefact := manifest.plain_artefact("onnx")):
-        return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs)
-    model = compressed_model(bundle, workload, number)
-    return Subject(to_onnx(model, workload, folder / f"{number}.onnx"), costs)
+        return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs, workload=point)
+    path = folder / f"{number}.onnx"
+    return Subject(to_onnx(point().model, workload, path) if onnx else path, costs, workload=point)

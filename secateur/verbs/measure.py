@@ -12,14 +12,16 @@ from typing import Any
 
 from secateur.core.costs import Costs, Profile
 from secateur.core.errors import DeviceError, ExportError
+from secateur.core.task import Workload
 from secateur.targets.compiled import measure_compiled
 from secateur.targets.cpu import inputs_of, measure_onnx
-from secateur.targets.device import Device
+from secateur.targets.device import Device, RoutedLatency
 from secateur.targets.device import get as device_by_name
 from secateur.targets.here import measure_here
 from secateur.targets.predict import predict_onnx
 from secateur.targets.registry import TargetStatus, device_status, status
 from secateur.targets.runtimes import RUNTIMES, LocalRuntime
+from secateur.verbs.routed import measure_routed
 
 Place = Device | TargetStatus
 """A device that can be measured from here or predicted, or why neither is possible."""
@@ -34,6 +36,8 @@ class Subject:
     parity_max_abs: float | None = None
     convert: Callable[[str], Path] | None = None
     """Makes the model in another format of `export/`, where there is more than the ONNX file."""
+    workload: Callable[[], Workload] | None = None
+    """The model as torch has it, with its data, where there is more than the ONNX file."""
 
     def form(self, runtime: LocalRuntime) -> Path:
         """The model in a form that a runtime executes.
@@ -81,6 +85,11 @@ def is_predicted(place: Place) -> bool:
     return isinstance(place, Device) and device_status(place).status == "predicted"
 
 
+def needs_onnx(place: Place) -> bool:
+    """Whether a target's figures come from a model's ONNX file."""
+    return isinstance(place, Device) and not isinstance(place.latency, RoutedLatency)
+
+
 def measure_everywhere(subjects: Mapping[str, Subject], where: Sequence[Place], **how: Any) -> list[dict[str, Profile]]:
     """Each subject's profile on each target, see `measure`; what fails on one target leaves the others their figures.
 
@@ -119,6 +128,9 @@ def measure(
     if isinstance(place, TargetStatus):
         missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
         return {name: _filled(missing, subject) for name, subject in subjects.items()}
+    if isinstance(place.latency, RoutedLatency):
+        routed = measure_routed(subjects, place, against, layers)
+        return {name: _filled(profile, subjects[name]) for name, profile in routed.items()}
     if is_predicted(place):
         return _predicted(subjects, place, against, layers, shapes)
     if place.runtime in RUNTIMES:

@@ -15,7 +15,7 @@ from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
 from secateur.verbs.benchmark import Benchmark, costs_of
 from secateur.verbs.complete import ORIGINAL, point_subjects
-from secateur.verbs.measure import Place, Subject, is_predicted, measure
+from secateur.verbs.measure import Place, Subject, is_predicted, measure, needs_onnx
 from secateur.verbs.report import history_of
 from secateur.verbs.sources import AnyWorkload, workload_of
 
@@ -104,9 +104,11 @@ class Points:
             )
         found = workload_of(self._bundle, self._workload)
         with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
-            folder = Path(temporary)
-            subjects = {ORIGINAL: Subject(to_onnx(found.model, found, folder / "original.onnx"))}
-            subjects |= point_subjects(self._bundle, found, numbers, folder)
+            folder, onnx = Path(temporary), needs_onnx(self._place)
+            path = folder / "original.onnx"
+            original = to_onnx(found.model, found, path) if onnx else path
+            subjects = {ORIGINAL: Subject(original, workload=lambda: found)}
+            subjects |= point_subjects(self._bundle, found, numbers, folder, onnx)
             profiles = measure(subjects, self._place)
         medians = {name: profile.latency.median for name, profile in profiles.items() if profile.latency}
         self._original_ms = medians.pop(ORIGINAL)

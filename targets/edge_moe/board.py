@@ -46,6 +46,7 @@ class Board(_Model):
         reorder: work expert by expert; otherwise token by token, each loading its own experts.
         double_buffer: load the next weights while computing.
         stage_overhead: cycles that a kernel call costs besides its data.
+        error_pct: how far a published latency lies from the model's, in percent of it.
         initiation: cycles between two starts of a pipelined loop (1: a tile, or a word, every cycle).
     """
 
@@ -61,6 +62,7 @@ class Board(_Model):
     double_buffer: bool = True
     stage_overhead: int = Field(default=0, ge=0)
     initiation: int = Field(default=1, ge=1)
+    error_pct: float | None = Field(default=None, ge=0)
     chip: Chip
     energy: Energy
     source: str = Field(min_length=1)

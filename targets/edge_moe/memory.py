@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.targets.edge_moe.board import Board
-from secateur.targets.edge_moe.program import ViT, linear
+from secateur.targets.edge_moe.program import Program
 
 BRAM18_BITS = 18 * 1024
 URAM_BITS = 288 * 1024
@@ -29,28 +29,21 @@ class OnChip:
         return sum(self.parts.values())
 
 
-def on_chip(board: Board, vit: ViT, *, resident_experts: bool = False) -> OnChip:
+def on_chip(board: Board, program: Program, *, resident_experts: bool = False) -> OnChip:
     """Memory of an accelerator for a model.
 
     Args:
         resident_experts: hold all experts of the largest mixture, as one must that neither reorders nor reloads.
     """
-    stages = [linear(board, "", 1, vit.width, 3 * vit.heads * vit.head_width)]
-    stages += [linear(board, "", 1, vit.width, hidden) for hidden in vit.hidden if hidden]
-    experts = [mixture for mixture in vit.mixtures if mixture is not None]
-    stages += [linear(board, "", 1, vit.width, hidden) for _, hidden in experts]
-    largest = max(stage.weight_bytes for stage in stages)
+    largest = max(stage.weight_bytes for stage in program.stages)
+    experts = max((count for count, _ in program.mixtures), default=0)
     parts = {
         "weights": largest * (2 if board.double_buffer else 1),
-        "features": vit.tokens * vit.width * board.feature_bits // 8,
-        "queues": sum(max((count for count, _ in experts), default=0) * vit.tokens * bits // 8 for bits in (16, 32)),
+        "features": program.tokens * program.width * board.feature_bits // 8,
+        "queues": sum(experts * program.tokens * bits // 8 for bits in (16, 32)),
     }
-    if resident_experts and experts:
-        each = [
-            count * (linear(board, "", 1, vit.width, h).weight_bytes + linear(board, "", 1, h, vit.width).weight_bytes)
-            for count, h in experts
-        ]
-        parts["resident experts"] = max(each)
+    if resident_experts and program.mixtures:
+        parts["resident experts"] = max(count * each for count, each in program.mixtures)
     bits = [8 * size for size in parts.values()]
     uram = min(board.chip.uram, sum(size // URAM_BITS for size in bits))
     left = sum(bits) - uram * URAM_BITS

@@ -1,14 +1,14 @@
-"""The program: a vision transformer as the stages that the accelerator runs one after another.
+"""The program: a model as the stages that the accelerator runs one after another.
 
 A stage computes, and needs weights on the chip before. Cycle counts follow the published kernels: a pipelined loop
 takes a tile of `linear_in` x `linear_out` weights, or a word of the AXI bus, in every cycle; reading, computing and
-writing overlap within a stage.
+writing overlap within a stage. Here from a transformer's sizes; `graph` makes one from a traced model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.targets.edge_moe.board import Board
 
@@ -33,7 +33,8 @@ class ViT:
 
 @dataclass(frozen=True)
 class Stage:
-    """Cycles to compute and to load its weights; bytes of weights and of features that go over the bus; MACs."""
+    """Cycles to compute and to load its weights; bytes of weights and of features that go over the bus; MACs.
+    `expert`: which one of a mixture it belongs to, if any."""
 
     name: str
     compute: int
@@ -41,10 +42,26 @@ class Stage:
     weight_bytes: int = 0
     feature_bytes: int = 0
     macs: int = 0
+    expert: int | None = None
 
 
-def program(board: Board, vit: ViT, routing: Routing) -> list[Stage]:
-    """All stages of one inference.
+@dataclass(frozen=True)
+class Program:
+    """The stages of one inference, and what the chip must hold for them.
+
+    Attributes:
+        tokens, width: of the stream that the mixtures read.
+        mixtures: of each mixture, how many experts there are, and bytes of one.
+    """
+
+    stages: tuple[Stage, ...]
+    tokens: int
+    width: int
+    mixtures: tuple[tuple[int, int], ...]
+
+
+def program(board: Board, vit: ViT, routing: Routing) -> Program:
+    """The program of a transformer.
 
     Raises:
         ValueError: as many routings as mixtures are needed, each with the experts of every token.
@@ -59,47 +76,64 @@ def program(board: Board, vit: ViT, routing: Routing) -> list[Stage]:
             stages.append(linear(board, f"block{number}.fc1", vit.tokens, vit.width, hidden))
             stages.append(linear(board, f"block{number}.fc2", vit.tokens, hidden, vit.width))
         else:
-            stages += list(_mixture(board, vit, f"block{number}", mixture, next(routed)))
-    return stages
+            experts, hidden = mixture
+            stages.append(linear(board, f"block{number}.router", vit.tokens, vit.width, experts))
+            stages += routed_stages(board, f"block{number}", vit.width, hidden, next(routed))
+    sizes = tuple((experts, expert_bytes(board, vit.width, hidden)) for experts, hidden in mixtures)
+    return Program(tuple(stages), vit.tokens, vit.width, sizes)
 
 
-def linear(board: Board, name: str, tokens: int, inputs: int, outputs: int) -> Stage:
-    """A linear layer for some tokens: a tile a cycle, unless the bus is slower."""
+def linear(board: Board, name: str, tokens: int, inputs: int, outputs: int, read: int | None = None) -> Stage:
+    """A linear layer for some tokens: a tile a cycle, unless the bus is slower.
+
+    Args:
+        read: features that are read in all, where tokens share some, as the windows of a convolution do.
+    """
     ins, outs = _up(inputs, board.linear_in), _up(outputs, board.linear_out)
-    words_in, words_out = _up(inputs, board.features_per_word), _up(outputs, board.features_per_word)
-    busiest = max(tokens * ins * outs, tokens * words_in, tokens * words_out)
+    words_in = tokens * _up(inputs, board.features_per_word) if read is None else _up(read, board.features_per_word)
+    busiest = max(tokens * ins * outs, words_in, tokens * _up(outputs, board.features_per_word))
+    read = tokens * inputs if read is None else read
     load = outputs * _up(inputs, board.weights_per_word) + _up(outputs, board.weights_per_word)
     return Stage(
         name, board.initiation * busiest + board.stage_overhead, board.initiation * load,
-        (inputs + 1) * outputs * board.weight_bits // 8, tokens * (inputs + outputs) * board.feature_bits // 8,
+        (inputs + 1) * outputs * board.weight_bits // 8, (read + tokens * outputs) * board.feature_bits // 8,
         tokens * inputs * outputs,
     )  # fmt: skip
 
 
 def _attention(board: Board, vit: ViT, name: str) -> list[Stage]:
-    """Query, key and value; scores; weighted sum; projection. A pass over all keys serves `attention_rows` queries."""
     inner = vit.heads * vit.head_width
-    rows, words = _up(vit.tokens + board.attention_rows - 1, board.attention_rows), _up(inner, board.features_per_word)
-    product = board.initiation * max(rows * vit.tokens * words, vit.tokens**2) + board.stage_overhead
-    moved = (vit.tokens * inner * 2 + vit.tokens**2 * vit.heads) * board.feature_bits // 8
-    macs = vit.tokens**2 * inner
     return [
         linear(board, f"{name}.qkv", vit.tokens, vit.width, 3 * inner),
-        Stage(f"{name}.scores", product, feature_bytes=moved, macs=macs),
-        Stage(f"{name}.sum", product, feature_bytes=moved, macs=macs),
+        *attention(board, name, vit.tokens, vit.tokens, vit.heads, inner),
         linear(board, f"{name}.proj", vit.tokens, inner, vit.width),
     ]
 
 
-def _mixture(
-    board: Board, vit: ViT, name: str, mixture: tuple[int, int], chosen: Sequence[Sequence[int]]
+def attention(board: Board, name: str, queries: int, keys: int, heads: int, inner: int) -> list[Stage]:
+    """Scores and weighted sum of all heads, `inner` channels together. A pass over all keys serves `attention_rows`
+    queries."""
+    rows, words = _up(queries + board.attention_rows - 1, board.attention_rows), _up(inner, board.features_per_word)
+    cycles = board.initiation * max(rows * keys * words, queries * keys) + board.stage_overhead
+    moved = ((queries + keys) * inner + queries * keys * heads) * board.feature_bits // 8
+    return [
+        Stage(f"{name}.{part}", cycles, feature_bytes=moved, macs=queries * keys * inner) for part in ("scores", "sum")
+    ]
+
+
+def routed_stages(
+    board: Board, name: str, width: int, hidden: int, chosen: Sequence[Sequence[int]], gated: bool = False
 ) -> Iterator[Stage]:
-    """The router, then expert by expert over those that have tokens, or token by token."""
-    experts, hidden = mixture
-    yield linear(board, f"{name}.router", vit.tokens, vit.width, experts)
+    """Expert by expert over those that have tokens, or token by token. `chosen`: of each token its experts; `gated`:
+    experts with a second matrix beside the first, as Mixtral's."""
     for expert, tokens in queues(board, chosen):
-        yield linear(board, f"{name}.expert{expert}.up", tokens, vit.width, hidden)
-        yield linear(board, f"{name}.expert{expert}.down", tokens, hidden, vit.width)
+        yield replace(linear(board, name, tokens, width, hidden * (2 if gated else 1)), expert=expert)
+        yield replace(linear(board, name, tokens, hidden, width), expert=expert)
+
+
+def expert_bytes(board: Board, width: int, hidden: int, gated: bool = False) -> int:
+    """Bytes of one expert's weights."""
+    return sum(stage.weight_bytes for stage in routed_stages(board, "", width, hidden, [[0]], gated))
 
 
 def queues(board: Board, chosen: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -7,13 +7,14 @@ from typing import Any
 
 from secateur.targets.edge_moe.board import Board
 from secateur.targets.edge_moe.memory import OnChip, on_chip
-from secateur.targets.edge_moe.program import Routing, ViT, program
+from secateur.targets.edge_moe.program import Program
 from secateur.targets.edge_moe.schedule import cycles
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted, never measured. `expert_*` are the parts of the mixtures' experts."""
+    """Predicted, never measured. `expert_*` are the parts of the mixtures' experts, `experts_loaded` how many had
+    tokens."""
 
     cycles: int
     latency_ms: float
@@ -21,6 +22,7 @@ class Prediction:
     feature_bytes: int
     expert_cycles: int
     expert_weight_bytes: int
+    experts_loaded: int
     macs: int
     energy_mj: float
     memory: OnChip
@@ -29,10 +31,10 @@ class Prediction:
         return {**asdict(self), "memory": {**asdict(self.memory), "bytes": self.memory.bytes}}
 
 
-def predict(board: Board, vit: ViT, routing: Routing) -> Prediction:
-    """What a board would need for one inference of a model whose routers chose `routing`."""
-    stages = program(board, vit, routing)
-    experts = [stage for stage in stages if ".expert" in stage.name]
+def predict(board: Board, program: Program) -> Prediction:
+    """What a board would need for one inference."""
+    stages = program.stages
+    experts = [stage for stage in stages if stage.expert is not None]
     total = cycles(stages, double_buffer=board.double_buffer)
     weights, features = sum(stage.weight_bytes for stage in stages), sum(stage.feature_bytes for stage in stages)
     seconds = total / (board.clock_mhz * 1e6)
@@ -44,7 +46,8 @@ def predict(board: Board, vit: ViT, routing: Routing) -> Prediction:
         feature_bytes=features,
         expert_cycles=cycles(experts, double_buffer=board.double_buffer),
         expert_weight_bytes=sum(stage.weight_bytes for stage in experts),
+        experts_loaded=len({(stage.name, stage.expert) for stage in experts}),
         macs=sum(stage.macs for stage in stages),
         energy_mj=1e3 * (seconds * board.energy.watts + moved),
-        memory=on_chip(board, vit, resident_experts=False),
+        memory=on_chip(board, program),
     )

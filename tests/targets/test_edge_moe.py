@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.core.errors import DeviceError
-from secateur.targets.edge_moe import Board, Stage, ViT, board, cycles, on_chip, predict, program, simulate
+from secateur.targets.edge_moe import Board, Prediction, Stage, ViT, board, cycles, on_chip, predict, program, simulate
 from secateur.targets.edge_moe.program import linear, queues
 
 EDGE = board("zcu102")
@@ -46,6 +46,10 @@ def test_two_buffers_hide_the_shorter_of_load_and_compute_by_hand() -> None:
     assert cycles([]) == 0
 
 
+def predicted(routing: list[list[list[int]]], on: Board = EDGE) -> Prediction:
+    return predict(on, program(on, PUBLISHED, routing))
+
+
 durations = st.integers(0, 50)
 programs = st.lists(st.builds(lambda c, w: Stage("", c, w), durations, durations), max_size=12)
 
@@ -64,7 +68,7 @@ def test_queues_by_hand() -> None:
 def test_reordering_computes_the_same_and_loads_each_expert_once() -> None:
     tokens, experts = 129 * 2 * 6, 16 * 6
     one_expert = (193 * 384 + 385 * 192) * 2
-    with_order, without = predict(EDGE, PUBLISHED, SPREAD), predict(changed(reorder=False), PUBLISHED, SPREAD)
+    with_order, without = predicted(SPREAD), predicted(SPREAD, changed(reorder=False))
     assert with_order.macs == without.macs
     assert with_order.expert_weight_bytes == experts * one_expert
     assert without.expert_weight_bytes == tokens * one_expert
@@ -73,36 +77,34 @@ def test_reordering_computes_the_same_and_loads_each_expert_once() -> None:
 
 def test_fewer_experts_need_fewer_bytes_and_no_more_cycles() -> None:
     four = [[[expert % 4 for expert in experts] for experts in layer] for layer in SPREAD]
-    assert (
-        predict(EDGE, PUBLISHED, four).expert_weight_bytes * 4 == predict(EDGE, PUBLISHED, SPREAD).expert_weight_bytes
-    )
-    assert predict(EDGE, PUBLISHED, four).cycles <= predict(EDGE, PUBLISHED, SPREAD).cycles
+    assert predicted(four).expert_weight_bytes * 4 == predicted(SPREAD).expert_weight_bytes
+    assert predicted(four).cycles <= predicted(SPREAD).cycles
 
 
 def test_another_task_is_only_another_routing() -> None:
     other = [[[(expert + 3) % 16 for expert in experts] for experts in layer] for layer in SPREAD]
-    one, two = (program(EDGE, PUBLISHED, routing) for routing in (SPREAD, other))
+    one, two = (program(EDGE, PUBLISHED, routing).stages for routing in (SPREAD, other))
     back_to_back = cycles([*one, *two])
     assert back_to_back <= cycles(one) + cycles(two)  # nothing is reloaded between them
 
 
 def test_the_published_design_fits_its_chip_and_resident_experts_do_not_fit() -> None:
-    memory = on_chip(EDGE, PUBLISHED)
+    memory = on_chip(EDGE, program(EDGE, PUBLISHED, SPREAD))
     assert memory.fits
     assert memory.parts["weights"] == 2 * 193 * 768 * 2
-    resident = on_chip(EDGE, PUBLISHED, resident_experts=True)
+    resident = on_chip(EDGE, program(EDGE, PUBLISHED, SPREAD), resident_experts=True)
     assert not resident.fits
     assert resident.bytes - memory.bytes == 16 * (193 * 384 + 385 * 192) * 2
 
 
 def test_uram_is_used_where_there_is_any() -> None:
-    there = on_chip(board("zcu104"), PUBLISHED)
+    there = on_chip(board("zcu104"), program(EDGE, PUBLISHED, SPREAD))
     assert 0 < there.uram <= 96
     assert there.fits
 
 
 def test_time_and_energy_follow_from_cycles_and_bytes() -> None:
-    found = predict(EDGE, PUBLISHED, SPREAD)
+    found = predicted(SPREAD)
     assert found.latency_ms == pytest.approx(found.cycles / 300e3)
     moved = found.weight_bytes + found.feature_bytes
     assert found.energy_mj == pytest.approx(found.latency_ms * 10 + moved * 160e-9)
