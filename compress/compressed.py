@@ -17,7 +17,7 @@ from torch import nn
 from secateur.compress.channel_map import ChannelMap
 from secateur.core import machine
 from secateur.core.budget import Budget, Tolerance
-from secateur.core.bundle import Bundle, CostsEntry, Manifest, Point, TaskEntry, new_bundle
+from secateur.core.bundle import Bundle, CostsEntry, Manifest, OnTarget, Point, TaskEntry, new_bundle
 from secateur.core.costs import Costs
 from secateur.core.errors import BundleError
 from secateur.core.files import canonical_json
@@ -47,6 +47,7 @@ class Compressed:
         misses: what of budget and tolerance does not hold, as sentences.
         history: decisions and fine-tuning curves, as the report shows them.
         oracle: forward FLOPs spent, and what the published loop would have spent.
+        on_target: what limits on latency and energy were judged by, where there are any.
     """
 
     workload: Workload
@@ -63,6 +64,7 @@ class Compressed:
     settings: dict[str, Any]
     seed: int
     seconds: float
+    on_target: OnTarget | None = field(default=None, kw_only=True)
 
     @property
     def point(self) -> CompressedPoint:
@@ -124,6 +126,7 @@ class Compressed:
             metrics_before=dict(self.metrics_before),
             points=points,
             chosen=self.chosen,
+            on_target=self.on_target,
             oracle=self.oracle,
             settings=self.settings,
             seed=self.seed,

@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
-from typing import Protocol
 
 from secateur.core.costs import Latency, LayerProfile, Profile
 from secateur.core.errors import DeviceError
@@ -18,6 +17,7 @@ from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
 from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
 from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
+from secateur.profiles.latency.table import LatencyModel
 from secateur.targets.device import Device, PublishedLatency, RooflineLatency, RoutedLatency, SoftCoreLatency
 
 FLOAT_BYTES = 4
@@ -25,14 +25,6 @@ ROOFLINE_WIDTH = 0.9
 """Half the interval of an uncalibrated roofline, in logarithms: a factor of 2.5 either way."""
 _P10_P90 = 1.2816 / 1.6449
 """Share of a normal 90 % interval that lies between its 10th and 90th percentile."""
-
-
-class LatencyModel(Protocol):
-    """What predicts a latency, whatever is behind it."""
-
-    def predict(self, operators: Sequence[Operator]) -> Estimate: ...
-
-    def layers(self, operators: Sequence[Operator]) -> list[float]: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,10 @@ class Roofline:
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         ms = sum(self.layers(operators))
         return Estimate(ms, ms * exp(-ROOFLINE_WIDTH), ms * exp(ROOFLINE_WIDTH), 45.0, {})
+
+    def whole(self, parts_ms: float) -> float:
+        """Milliseconds of a model whose layers take so many together."""
+        return parts_ms
 
     def layers(self, operators: Sequence[Operator]) -> list[float]:
         return [1e3 * (self.operator_s + self._seconds(each)) for each in operators]

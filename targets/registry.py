@@ -32,12 +32,13 @@ class TargetStatus:
         return asdict(self)
 
 
-_BASIS = {
+BASIS = {
     "published": "from published figures of this device",
     "soft_core": "from a model of the core, fitted to published figures",
     "roofline": "from the peaks of its data sheet alone",
     "routed": "from a cycle model and the routing of the workload, for models with experts",
 }
+"""Latency model of a device's file → what it comes from."""
 _MEASURE = {
     "tvm": "export with --to tvm and run it there",
     "onnxruntime": "export with --to onnx and run it there",
@@ -81,7 +82,7 @@ def device_status(device: Device) -> TargetStatus:
         return _status_here(device)
     if device.kind != "cpu" and device.latency is not None:
         return TargetStatus(
-            device.name, device.kind, "predicted", _BASIS[device.latency.model], _MEASURE[device.runtime]
+            device.name, device.kind, "predicted", BASIS[device.latency.model], _MEASURE[device.runtime]
         )
     if device.kind != "cpu":
         return TargetStatus(device.name, device.kind, "unavailable", f"this version has no backend for {device.kind}")

@@ -1,4 +1,4 @@
-"""CostModel: FLOPs, parameters and memory of a model at any widths, in microseconds, without cutting anything.
+"""CostModel: FLOPs, parameters, memory and operators of a model at any widths, in microseconds, cutting nothing.
 
 Every dimension of every tensor is a fixed part plus, for each group that labels it, a multiple of the channels kept:
 size = c + Σ_g m_g·k_g; where heads and their width are groups of their own, products k_g·k_h stand in that sum as well.
@@ -8,7 +8,8 @@ An op's MACs are products of such sizes (profiles.macs), so a model's costs are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from secateur.compress.dataflow.space import Channels
 from secateur.core.costs import Costs
 from secateur.profiles.count import PerSample, peak_activation_bytes, per_sample
 from secateur.profiles.graph import shape
-from secateur.profiles.macs import mac_terms
+from secateur.profiles.latency.operators import Operator
+from secateur.profiles.latency.traced import Step, read_graph
+from secateur.profiles.macs import Factor, mac_terms
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +46,7 @@ class CostModel:
     """Costs of a traced model as a function of the channels kept in each prunable group, per sample."""
 
     def __init__(self, groups: ChannelGroups) -> None:
+        self._graphs = groups.graphs
         self._samples = [per_sample(graph) for graph in groups.graphs]
         self.names = tuple(group.name for group in groups.prunable)
         self.full = np.array([group.channels for group in groups.prunable], dtype=np.float64)
@@ -103,6 +107,20 @@ class CostModel:
         )
         flops, params = round(self.flops(widths)), round(float(self._params.terms(sizes).sum()))
         return Costs(flops, params, peak + weights, weights)
+
+    def operators(self, widths: Floats) -> list[Operator]:
+        """What a runtime executes for one sample; the same operators as of the cut model's ONNX file, without names."""
+        steps, rows = self._steps
+        sizes = np.rint(self._at(widths)).astype(np.int64).tolist()
+        return [step.operator(lambda node, dim: int(sizes[rows[node, dim]])) for step in steps]
+
+    @cached_property
+    def _steps(self) -> tuple[list[Step], dict[Factor, int]]:
+        """Steps of all graphs, and each dimension's row in the table of sizes, which grows by those."""
+        steps = [replace(step, name="") for graph in self._graphs for step in read_graph(graph)]
+        rows = {factor: self._table.node_dim(*factor) for step in steps for factor in step.factors}
+        self._fixed, self._slopes = self._table.arrays()
+        return steps, rows
 
     def _at(self, widths: Floats) -> Floats:
         return self._fixed + self._slopes @ self._table.monomials(widths)

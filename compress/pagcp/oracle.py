@@ -192,6 +192,13 @@ class Session:
         estimate = self._estimate(self._seen[candidate][:1])
         return all(estimate[name] <= limit for name, limit in limits.items())
 
+    def peek(self, kept: Sequence[int], chunks: int) -> Losses:
+        """Each task's mean loss with a candidate, as the first chunks tell it."""
+        candidate = tuple(kept)
+        while len(self._seen.get(candidate, [])) < min(chunks, len(self._oracle.batches)):
+            self._look(candidate)
+        return self._estimate(self._seen[candidate][:chunks])
+
     def judge(self, kept: Sequence[int], limits: Losses) -> Verdict:
         """Whether every task's mean loss stays within its limit; looks at no more chunks than that takes."""
         candidate = tuple(kept)

@@ -28,17 +28,19 @@ from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.compensation import compensate
 from secateur.compress.pagcp.front import check_front, epochs, front_misses, round_limits, with_front
+from secateur.compress.pagcp.hardware import Checked, Loop, corrected, corrections
 from secateur.compress.pagcp.round import Record, Round
 from secateur.compress.pagcp.settings import Settings
-from secateur.core.budget import Budget, Tolerance
+from secateur.core.budget import Budget, Limit, Tolerance
+from secateur.core.bundle import OnTarget
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError
 from secateur.core.predict import check, evaluate
+from secateur.core.progress import say
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
-from secateur.profiles.count import count
-
-STATIC_KINDS = ("flops", "params", "memory", "size")
+from secateur.profiles.count import count_graphs
+from secateur.profiles.graph import capture_tasks
 
 
 def prune(
@@ -50,73 +52,130 @@ def prune(
     seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
+    loop: Loop | None = None,
 ) -> Compressed:
     """Prune a workload's model to a budget. The workload's own model is not changed.
 
     Args:
-        budget: limits on flops, params, memory or size; may be empty with `Settings.published()`.
+        budget: limits on flops, params, memory, size, and with a `loop` on latency and energy; may be empty with
+            `Settings.published()`.
         tolerance: allowed relative drop of each task's metric: it scales each task's share of the oracle's criterion,
             and is checked on the test split at the end.
         state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result. It
             stays until the caller has put the result in a safe place, and removes it.
+        loop: the target that limits on latency and energy refer to.
 
     Raises:
         BudgetError, ModelError, DataError: wrong input, found before any long work.
     """
     started = time.monotonic()
     budget, settings = with_front(budget, settings or Settings())
-    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed)
+    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed, loop)
     journal = Journal(state, run.identity(), resume=resume)
     with ranks.joined():
-        points, before, metrics_before = run.points(journal)
+        points, metrics_before = run.points(journal)
     return Compressed(
-        workload, "pagcp", budget, run.tolerance, points, len(points) - 1, before, metrics_before,
-        run.misses(points, before, metrics_before), run.history(), dict(vars(run.record.spent)),
-        run.settings.as_json(), seed, time.monotonic() - started,
+        workload, "pagcp", budget, run.tolerance, points, len(points) - 1, run.before, metrics_before,
+        run.misses(points, metrics_before), run.history(), dict(vars(run.record.spent)),
+        run.settings.as_json(), seed, time.monotonic() - started, on_target=run.on_target(),
     )  # fmt: skip
 
 
 class _Run:
-    def __init__(self, workload: Workload, budget: Budget, tolerance: Tolerance, settings: Settings, seed: int) -> None:
-        self.workload, self.budget, self.tolerance, self.settings, self.seed = (
-            workload, budget, tolerance, settings, seed,
+    def __init__(
+        self, workload: Workload, budget: Budget, tolerance: Tolerance, settings: Settings, seed: int, loop: Loop | None
+    ) -> None:
+        self.workload, self.budget, self.tolerance, self.settings, self.seed, self.loop = (
+            workload, budget, tolerance, settings, seed, loop if budget.on_target else None,
         )  # fmt: skip
-        self.record = Record()
+        self.record, self.scales = Record(), dict[str, float]()
+        self.checked: Checked | None = None
         self.curves: list[dict[str, Any]] = []
         tolerance.check(workload.task_names)
         saliency.find(settings.saliency)
-        _check_budget(budget, settings)
+        _check_budget(budget, settings, loop)
         check(workload)
+        self.before = self._costs(workload.model)
+        check_front(budget, settings.front, self.before)
 
-    def points(self, journal: Journal) -> tuple[list[CompressedPoint], Costs, dict[str, float]]:
-        """All rounds: (points from large to small, costs before, metrics before)."""
+    def points(self, journal: Journal) -> tuple[list[CompressedPoint], dict[str, float]]:
+        """All rounds: (points from large to small, metrics before)."""
         workload = self.workload
-        before = count(workload.model, workload.example_input, workload.task_names).costs
-        check_front(self.budget, self.settings.front, before)
         metrics_before = self._metrics(journal, "before", workload.model)
         model, channels, points = copy.deepcopy(workload.model).eval(), ChannelMap(), list[CompressedPoint]()
         if self.settings.remove_dead:
             channels = trace(model, workload.example_input, workload.task_names).channel_map({}, remove_dead=True)
             channels.apply(model)
         for number in range(self.settings.rounds):
-            one = Round(model, workload, self.settings, self._strictness(), journal, self.record, number)
-            cut = one.prune(round_limits(self.budget, self.settings, number, before), before)
-            channels = channels.then(cut)
-            self._cut(journal, model, cut, number)
+            limits = round_limits(self.budget, self.settings, number, self.before)
+            channels = channels.then(self._prune(journal, model, number, limits))
+            for limits in self._missed(journal, model, number):
+                channels = channels.then(self._prune(journal, model, number, limits, "/correction"))
+                self._check(journal, f"round{number}/correction/check", model)
             self._finetune(journal, model, number)
             metrics = self._metrics(journal, f"round{number}/metrics", model)
-            costs = count(model, workload.example_input, workload.task_names).costs
             delta = delta_mtl(workload.tasks, metrics_before, metrics)
-            points.append(CompressedPoint(copy.deepcopy(model), channels, costs, metrics, delta))
-        return points, before, metrics_before
+            points.append(CompressedPoint(copy.deepcopy(model), channels, self._costs(model), metrics, delta))
+        return points, metrics_before
 
-    def _cut(self, journal: Journal, model: nn.Module, cut: ChannelMap, number: int) -> None:
+    def _costs(self, model: nn.Module) -> Costs:
+        workload = self.workload
+        graphs = capture_tasks(model, workload.example_input, workload.task_names)
+        costs = count_graphs(graphs, model, workload.task_names).costs
+        return costs if self.loop is None else self.loop.priced(costs, graphs)
+
+    def _missed(self, journal: Journal, model: nn.Module, number: int) -> list[list[Limit]]:
+        """The limits of one more run of this round, where the cut model does not reach on the target what was
+        predicted; latency does not depend on weights, so there is no need to fine-tune first."""
+        last = number == self.settings.rounds - 1
+        if self.loop is None or not (last or self.settings.front):
+            return []
+        limits = self.budget.limits if last else round_limits(self.budget, self.settings, number, self.before)
+        checked, asked = self._check(journal, f"round{number}/check", model), Budget(tuple(limits))
+        if checked is None:
+            return []
+        self.scales = corrections(asked, self._costs(model), self.before, checked)
+        for kind, scale in self.scales.items():
+            say(f"{kind} is {scale:.2f} times what was predicted: pruning on")
+        return [corrected(asked, self.scales, checked.source)] if self.scales else []
+
+    def _check(self, journal: Journal, key: str, model: nn.Module) -> Checked | None:
+        """What the exported model takes on the target."""
+        assert self.loop is not None
+        if (check_model := self.loop.check) is not None:
+            self.checked = journal.step(
+                key, lambda: check_model(model), lambda found: found and found.as_json(),
+                lambda found: found and Checked.from_json(found),
+            )  # fmt: skip
+        return self.checked
+
+    def on_target(self) -> OnTarget | None:
+        """What limits on latency and energy were judged by."""
+        if self.loop is None:
+            return None
+        hardware = self.loop.hardware
+        known = {} if self.checked is None else self.checked.as_json()
+        return OnTarget(target=hardware.target, basis=hardware.basis, corrections=self.scales, **known)
+
+    def _prune(
+        self, journal: Journal, model: nn.Module, number: int, limits: list[Limit], label: str = ""
+    ) -> ChannelMap:
+        """Prune a model in place to limits; `label` tells a second run within a round from the first."""
+        one = Round(
+            model, self.workload, self.settings, self._strictness(), journal, self.record, number,
+            self.loop and self.loop.hardware, label,
+        )  # fmt: skip
+        cut = one.prune(limits, self.before)
+        self._cut(journal, model, cut, f"round{number}{label}/compensated")
+        return cut
+
+    def _cut(self, journal: Journal, model: nn.Module, cut: ChannelMap, key: str) -> None:
         """Cut a model in place; with `compensate`, mend the layers that read what is gone."""
         before = copy.deepcopy(model)
         cut.apply(model)
         if not self.settings.compensate or not cut.kept:
             return
-        saved = journal.load_tensors(f"round{number}/compensated")
+        saved = journal.load_tensors(key)
         if saved is not None:
             model.load_state_dict(saved)
             return
@@ -124,7 +183,7 @@ class _Run:
             batches = calibration_batches(self.workload.calibration, self.settings.calibration_samples)
             compensate(model, before, cut, batches, self.workload.tasks)
         ranks.state_from_leader(model)
-        journal.save_tensors(f"round{number}/compensated", model.state_dict())
+        journal.save_tensors(key, model.state_dict())
 
     def _strictness(self) -> dict[str, float]:
         """Each task's factor on τ: its tolerance over the mean tolerance. Equal ones give the published rule."""
@@ -147,12 +206,13 @@ class _Run:
             key, lambda: evaluate(model, self.workload.test, self.workload.tasks, "evaluating"), dict, dict
         )
 
-    def misses(self, points: list[CompressedPoint], before: Costs, metrics_before: Mapping[str, float]) -> list[str]:
+    def misses(self, points: list[CompressedPoint], metrics_before: Mapping[str, float]) -> list[str]:
         """What of budget and tolerance does not hold at the last point, and which points of a front were not
         reached."""
         point, reached = points[-1], [each.costs for each in points]
-        found = self.budget.misses(point.costs, before)
-        found += front_misses(self.budget, self.settings, reached, before)
+        figures = self.checked.figures if self.checked else None
+        found = self.budget.misses(point.costs, self.before, figures)
+        found += front_misses(self.budget, self.settings, reached, self.before)
         for task in self.workload.tasks:
             change = task.relative_change(metrics_before[task.name], point.metrics[task.name])
             allowed = self.tolerance.of(task.name)
@@ -177,16 +237,21 @@ class _Run:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return {
             "method": "pagcp", "budget": str(self.budget), "drop": str(self.tolerance), "seed": self.seed,
-            "settings": self.settings.as_json(), "model": digest.hexdigest(),
+            "settings": self.settings.as_json(), "model": digest.hexdigest(), "target": self._target(),
         }  # fmt: skip
 
+    def _target(self) -> str | None:
+        """What tells one target's predictions from another's: a calibration may have gone on meanwhile."""
+        if self.loop is None:
+            return None
+        return f"{self.loop.hardware.target} {self.before.predicted_ms} {self.before.predicted_mj}"
 
-def _check_budget(budget: Budget, settings: Settings) -> None:
-    for limit in budget.limits:
-        if limit.kind not in STATIC_KINDS:
-            raise BudgetError(
-                f"this version does not prune to a budget on {limit.kind}",
-                f"give one on {', '.join(STATIC_KINDS)}; `secateur select` then chooses by {limit.kind}",
-            )
+
+def _check_budget(budget: Budget, settings: Settings, loop: Loop | None) -> None:
+    if budget.on_target and loop is None:
+        raise BudgetError(
+            f"{budget.on_target} is a limit on a target, and this method prunes without one",
+            "limit flops, params, memory or size, or prune with --method pagcp and a --target",
+        )
     if not budget and settings.stop_at_budget:
         raise BudgetError("no budget is given", 'for example: --budget "flops<=40%", or --paper for the published run')

@@ -16,6 +16,7 @@ from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
+from secateur.compress.pagcp.hardware import device_counts
 from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
 from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
@@ -26,6 +27,7 @@ from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
 from secateur.core.progress import bar
 from secateur.core.task import Workload
+from secateur.targets.hardware import Hardware
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ class Record:
 
 
 class Round:
-    """Prunes one model; finished decisions are kept in the journal under `round<number>/`."""
+    """Prunes one model; finished decisions are kept in the journal under `round<number><label>/`."""
 
     def __init__(
         self,
@@ -53,9 +55,13 @@ class Round:
         journal: Journal,
         record: Record,
         number: int,
+        hardware: Hardware | None = None,
+        label: str = "",
     ) -> None:
+        """`label`: of a second run within the same round."""
         self._settings, self._strictness, self._journal, self._record = settings, strictness, journal, record
-        self._number = number
+        self._number, self._label, self._hardware = number, f"round{number}{label}", hardware
+        self._passes = sum(each["round"] == number for each in record.sequences)
         batches = calibration_batches(workload.calibration, settings.calibration_samples)
         chunks = chunked(batches, settings.chunks)
         self._groups = trace(model, chunks[0][0], workload.task_names)
@@ -75,17 +81,18 @@ class Round:
 
     def prune(self, limits: list[Limit], before: Costs) -> ChannelMap:
         """Sequences until the limits are met, or the passes are used up."""
-        target = Target(limits, before, self._costs)
+        target = Target(limits, before, self._costs, self._hardware)
+        counts = device_counts(self._costs, self._hardware) if self._hardware and target.limits_latency else {}
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
         reference = self._reference(kept)
         self._record.original = self._record.original or means(reference)
         for attempt in range(self._settings.max_passes):
-            label = f"round{self._number}/pass{attempt}"
+            label = f"{self._label}/pass{attempt}"
             base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
-                self._ceiling(rise), target, self._evidence,
+                self._ceiling(rise), target, self._evidence, counts,
             )  # fmt: skip
             if sequence.done:
                 break
@@ -102,7 +109,7 @@ class Round:
         def losses() -> list[Losses]:
             return list(self._oracle.chunk_losses(kept))
 
-        return self._step(f"round{self._number}/reference", kept, losses, list, list)
+        return self._step(f"{self._label}/reference", kept, losses, list, list)
 
     def _losses(self, key: str, kept: Kept, reference: list[Losses]) -> Losses:
         return self._step(key, kept, lambda: self._oracle.losses(kept, reference), dict, dict)
@@ -112,6 +119,12 @@ class Round:
             return sequence.decide(name, tau)
 
         return self._step(key, sequence.kept, decide, Decision.as_json, Decision.from_json)
+
+    def _probe(self, key: str, sequence: Sequence) -> dict[str, float]:
+        """What trial cuts cost, where the order is to be by what they save on hardware per that."""
+        if not sequence.target.on_hardware:
+            return {}
+        return self._step(key, sequence.kept, sequence.probe, dict, dict)
 
     def _ceiling(self, rise: float) -> dict[str, float]:
         """The largest loss that a sequence may leave each task with: so far above the original's."""
@@ -123,10 +136,11 @@ class Round:
     def _sequence(self, sequence: Sequence, tau: float, attempt: int) -> Kept:
         """One sequence and its filter. When the budget was met on the way, everything up to there is kept."""
         before = dict(sequence.kept)
-        plan, scale = sequence.plan()
-        label = f"round{self._number}/pass{attempt}"
+        label = f"{self._label}/pass{attempt}"
+        plan, scale = sequence.plan(self._probe(f"{label}/probe", sequence))
+        number = self._passes + attempt
         self._record.sequences.append(
-            {"round": self._number, "pass": attempt, "lambda": scale, "tau": tau, "order": plan}
+            {"round": self._number, "pass": number, "lambda": scale, "tau": tau, "order": plan}
         )
         with bar(f"round {self._number + 1}, pass {attempt + 1}:", len(plan)) as progress:
             for name in plan:
@@ -144,7 +158,7 @@ class Round:
         best = sequence.filtered(before)
         passed = {decision.group for decision in sequence.decisions if sequence.done or decision.group in best}
         for decision in sequence.decisions:
-            self._record.decisions.append(_line(decision, self._number, attempt, decision.group in passed))
+            self._record.decisions.append(_line(decision, self._number, number, decision.group in passed))
         return before | {name: sequence.kept[name] for name in passed}
 
     def _step(

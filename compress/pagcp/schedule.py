@@ -11,6 +11,9 @@ from collections.abc import Mapping
 PROBE_RATIO = 0.3
 """Share of a group's channels that is taken out on trial to order the groups by cost."""
 
+LEAST_RISE = 1e-3
+"""Relative rise of a loss below which rises are noise."""
+
 
 def solve_lambda(local_tolerance: float, global_tolerance: float, groups: int) -> float:
     """λ such that ∏_{i<L} (1 + τ0·λ^i) = T, by bisection; the product grows with λ.
@@ -31,9 +34,14 @@ def solve_lambda(local_tolerance: float, global_tolerance: float, groups: int) -
     return (low + high) / 2
 
 
-def order(savings: Mapping[str, float], scale: float) -> list[str]:
+def order(savings: Mapping[str, float], scale: float, rises: Mapping[str, float] | None = None) -> list[str]:
     """Groups by the cost that a trial cut of each removes from the whole model: the costly ones first while
-    tolerances shrink (λ ≤ 1), last while they grow."""
+    tolerances shrink (λ ≤ 1), last while they grow.
+
+    Args:
+        rises: how far the trial cut of each raises the loss; the order is then by cost removed per that.
+    """
     sign = -1 if scale <= 1 else 1
     names = list(savings)
-    return sorted(names, key=lambda name: (sign * savings[name], names.index(name)))
+    worth = {name: saving / max(rises[name], LEAST_RISE) if rises else saving for name, saving in savings.items()}
+    return sorted(names, key=lambda name: (sign * worth[name], names.index(name)))

@@ -7,8 +7,9 @@ follows the losses, so that the allowed drop compounds; a filter then drops the 
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,9 @@ from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
 
 Kept = dict[str, Index]
+Counts = list[int] | range
+PROBE_CHUNKS = 3
+"""Chunks of calibration data that a trial cut is looked at on."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,11 @@ class Decision:
 
 @dataclass
 class Sequence:
-    """The state of one sequence: what is kept, the base losses and the tolerance."""
+    """The state of one sequence: what is kept, the base losses and the tolerance.
+
+    Attributes:
+        counts: channel counts to stop at of the groups that are named; multiples of a power of two of the others.
+    """
 
     oracle: Oracle
     costs: CostModel
@@ -96,26 +104,50 @@ class Sequence:
     ceiling: Losses
     target: Target
     gradients: Mapping[str, Any] | None = None
+    counts: Mapping[str, list[int]] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._current = dict(self.base)
 
-    def plan(self) -> tuple[list[str], float]:
-        """(groups in order, λ). Counts the pass for the base losses that the published loop makes too."""
+    def plan(self, rises: Mapping[str, float] | None = None) -> tuple[list[str], float]:
+        """(groups in order, λ). Counts the pass for the base losses that the published loop makes too.
+
+        Args:
+            rises: what `probe` found, to order by the saving per that.
+        """
         self.oracle.spent.published_loop_forward_flops += self.costs.flops(self._widths({})) * self.oracle.samples
-        groups = [
-            group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self.settings.min_channels
-        ]
+        groups = self._open()
         if self.settings.global_tolerance is None:
             scale = self.settings.taper ** (1 / max(len(groups) - 1, 1))
         else:
             scale = solve_lambda(self.settings.local_tolerance, self.settings.global_tolerance, len(groups))
-        return order({group.name: self._trial_saving(group) for group in groups}, scale), scale
+        return order({group.name: self._trial_saving(group) for group in groups}, scale, rises), scale
+
+    def probe(self) -> dict[str, float]:
+        """How far a trial cut of each group raises a task's loss, max_t (L_t / B_t - 1) in units of its strictness,
+        as a few chunks tell it."""
+        rises = {}
+        for group in self._open():
+            keep = self._keep_without(group)(len(self.kept[group.name]) - self._trial_count(group.name))
+            losses = self.oracle.at(self.kept, group.name, self._current).peek(keep.tolist(), PROBE_CHUNKS)
+            rises[group.name] = _excess(losses, self.base, self.strictness)
+        return rises
+
+    def _open(self) -> list[ChannelGroup]:
+        """Groups that can lose channels."""
+        return [
+            group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self.settings.min_channels
+        ]
 
     def _trial_saving(self, group: ChannelGroup) -> float:
-        count = math.ceil(len(self.kept[group.name]) * (1 - PROBE_RATIO))
-        return self.target.saving(self._widths({}), self._widths({group.name: count}))
+        return self.target.saving(self._widths({}), self._widths({group.name: self._trial_count(group.name)}))
+
+    def _trial_count(self, name: str) -> int:
+        """Channels that a trial cut leaves."""
+        count = len(self.kept[name])
+        trial = math.ceil(count * (1 - PROBE_RATIO))
+        return _largest(self._allowed(name, count), trial) if name in self.counts else trial
 
     def _widths(self, change: Mapping[str, int]) -> np.ndarray:
         return self.costs.widths({name: len(kept) for name, kept in self.kept.items()} | dict(change))
@@ -130,11 +162,9 @@ class Sequence:
         group = self.oracle.groups[name]
         kept = self.kept[name]
         session = self.oracle.at(self.kept, name, self._current)
-        scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
-        limits = self._limits(tau)
         search = Search(
-            session, lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))], limits, self.base,
-            self._candidates(name, len(kept)), self.settings.check_monotone,
+            session, self._keep_without(group), self._limits(tau), self.base, self._candidates(name, len(kept)),
+            self.settings.check_monotone,
         )  # fmt: skip
         best = search.bisect() if self.settings.bisect else search.sweep()
         self._count_published(name, search.counts, best)
@@ -145,6 +175,12 @@ class Sequence:
             name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials(search),
             self.costs.flops(widths), self.costs.params(widths),
         )  # fmt: skip
+
+    def _keep_without(self, group: ChannelGroup) -> Callable[[int], Index]:
+        """Channels to remove → those that stay, the least salient ones gone."""
+        kept = self.kept[group.name]
+        scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
+        return lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))]
 
     def _limits(self, tau: float) -> Losses:
         return {
@@ -216,19 +252,28 @@ class Sequence:
     def _candidates(self, name: str, count: int) -> list[tuple[float, int]]:
         """(ratio, channels removed) ascending and distinct; none beyond what the budget still asks for."""
         candidates: dict[int, float] = {}
-        step = channel_step(self.oracle.groups[name].channels, self.settings.round_to)
+        allowed = self._allowed(name, count)
         for ratio in self.settings.ratios:
             keep = count - max(1, int(count * ratio + 1e-9))
-            gone = count - max(keep // step * step, min(step, count), self.settings.min_channels)
+            gone = count - max(_largest(allowed, keep), self.settings.min_channels)
             if gone > 0:
                 candidates.setdefault(gone, ratio)
         listed = [(ratio, gone) for gone, ratio in candidates.items()]
         if self.settings.stop_at_budget:
+            self.target.learn([self._widths({name: count - gone}) for _, gone in listed])
             enough = next(
                 (i for i, (_, gone) in enumerate(listed) if self.target.met(self._widths({name: count - gone}))), None
             )
             listed = listed if enough is None else listed[: enough + 1]
         return listed
+
+    def _allowed(self, name: str, count: int) -> Counts:
+        """Channel counts that a group may keep, ascending: those that the device is fast at, where it has any below
+        its count, else multiples."""
+        if fast := [each for each in self.counts.get(name, ()) if each < count]:
+            return fast
+        step = channel_step(self.oracle.groups[name].channels, self.settings.round_to)
+        return range(min(step, count), count + 1, step)
 
     def _count_published(self, name: str, counts: list[tuple[float, int]], best: int | None) -> None:
         """What the published loop would have spent on this group: a pass of the pruned copy for every ratio up to and
@@ -251,6 +296,11 @@ def channel_step(channels: int, largest: int) -> int:
     """Kept channel counts are multiples of this: the largest power of two up to `largest` that leaves a group at
     least four sizes to choose from. Unaligned counts cost CPUs more time than the channels they save."""
     return int(2 ** int(math.log2(max(1, min(largest, channels // 4)))))
+
+
+def _largest(allowed: Counts, count: int) -> int:
+    """The largest allowed count up to a number, or the smallest one."""
+    return allowed[max(bisect.bisect_right(allowed, count) - 1, 0)]
 
 
 def _excess(losses: Losses, base: Losses, strictness: Mapping[str, float]) -> float:

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.compress.dataflow.costs import CostModel, Floats
-from secateur.core.budget import Limit, figure
+from secateur.core.budget import ON_TARGET, Limit, figure
 from secateur.core.costs import Costs
+from secateur.targets.hardware import Hardware
 
 
 class Target:
-    """Limits of a round. Without any (the published schedule), nothing is ever met and savings are FLOPs."""
+    """Limits of a round. Without any (the published schedule), nothing is ever met and savings are FLOPs.
 
-    def __init__(self, limits: Sequence[Limit], before: Costs, costs: CostModel) -> None:
-        """`before`: costs of the original model, to which relative limits refer."""
-        self._costs, self._before = costs, before
+    Attributes:
+        on_hardware: whether some limit is on latency or energy.
+    """
+
+    def __init__(
+        self, limits: Sequence[Limit], before: Costs, costs: CostModel, hardware: Hardware | None = None
+    ) -> None:
+        """`before`: costs of the original model, to which relative limits refer. `hardware`: predicts latency and
+        energy."""
+        self._costs, self._before, self._hardware = costs, before, hardware
         self._allowed = {limit.kind: limit.absolute(figure(limit.kind, before, before)[0]) for limit in limits}
+        self._figures: dict[tuple[str, bytes], float] = {}
+        self.on_hardware = not self._allowed.keys().isdisjoint(ON_TARGET)
+        self.limits_latency = "latency" in self._allowed
 
     def met(self, widths: Floats) -> bool:
         """Whether every limit holds."""
@@ -33,6 +44,11 @@ class Target:
         kinds = self._unmet(before) or ["flops"]
         return sum((self._figure(kind, before) - self._figure(kind, after)) / self._whole(kind) for kind in kinds)
 
+    def learn(self, widths: Sequence[Floats]) -> None:
+        """Prepare the hardware's model for several widths at once."""
+        if self._hardware is not None and self.limits_latency:
+            self._hardware.learn(self._costs.operators(each) for each in widths)
+
     def _unmet(self, widths: Floats) -> list[str]:
         return [kind for kind, allowed in self._allowed.items() if self._figure(kind, widths) > allowed]
 
@@ -44,4 +60,13 @@ class Target:
             return self._costs.flops(widths)
         if kind == "params":
             return self._costs.params(widths)
+        if kind in ON_TARGET:
+            return self._on_hardware(kind, widths)
         return figure(kind, self._costs.costs(widths), self._before)[0]
+
+    def _on_hardware(self, kind: str, widths: Floats) -> float:
+        key = kind, widths.tobytes()
+        if key not in self._figures:
+            assert self._hardware is not None
+            self._figures[key] = self._hardware.figure(kind, self._costs.operators(widths))
+        return self._figures[key]

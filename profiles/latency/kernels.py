@@ -155,6 +155,10 @@ class KernelModel:
             for operator, ms in zip(operators, self._alone(operators), strict=True)
         ]
 
+    def whole(self, parts_ms: float) -> float:
+        """Milliseconds of a model whose layers take so many together."""
+        return max(parts_ms + self.start_ms, 0.3 * parts_ms, 1e-4)
+
     def _alone(self, operators: Sequence[Operator]) -> list[float]:
         found = np.zeros(len(operators))
         groups: dict[str, list[int]] = defaultdict(list)
@@ -168,7 +172,7 @@ class KernelModel:
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         """Latency of a model for one sample."""
         parts, kinds = self.layers(operators), [kernel(each) for each in operators]
-        ms = max(sum(parts) + self.start_ms, 0.3 * sum(parts), 1e-4)
+        ms = self.whole(sum(parts))
         strange = sum(part for part, kind in zip(parts, kinds, strict=True) if kind not in self.learners)
         spread = float(np.hypot(self.model_spread, 0.7 * strange / max(sum(parts), 1e-9)))
         shares: dict[str, float] = defaultdict(float)

@@ -89,6 +89,10 @@ class DeviceModel:
         scale, factors = np.exp(self.mixture.offsets[0]), np.exp(self.mixture.factors[0])
         return [float(scale * (count([operator]) @ factors)) for operator in operators]
 
+    def whole(self, parts_ms: float) -> float:
+        """Milliseconds of a model whose layers take so many together."""
+        return parts_ms
+
     def spread(self, terms: Array) -> Array:
         """Standard deviation of log milliseconds before scaling, (networks,)."""
         return spread(self.mixture, terms, self.known)[:, 0]

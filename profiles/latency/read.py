@@ -204,8 +204,15 @@ class _Reader:
             kind, _planes(inputs, kind), _plane(output, kind), (window[0], window[-1] if len(window) > 1 else 1),
             max(_ints(attributes, "strides"), default=1), max(_ints(attributes, "dilations"), default=1),
             int(attributes["group"].i) if "group" in attributes else 1,
-            weights if kind in _PRODUCTS else 0, _FUNCTIONS.get(node.op_type, ""), name,
+            weights if kind in _PRODUCTS else 0, self._function(node), name,
         )  # fmt: skip
+
+    def _function(self, node: Any) -> str:
+        """Of an activation; x * sigmoid(x) is one of its own."""
+        gate = node.op_type == "Sigmoid" and any(
+            node.output[0] in user.input and self._gates(user) for user in self._nodes
+        )
+        return "swish" if gate else _FUNCTIONS.get(node.op_type, "")
 
     def _kind(self, node: Any) -> str:
         if node.op_type == "MatMul":

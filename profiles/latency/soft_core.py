@@ -67,9 +67,8 @@ class SoftCore:
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         """Latency for one sample with 8-bit weights and activations."""
         known, parts = parameters(), [self._parts(operator) for operator in operators]
-        start = known.start_ms.get(self.board, max(known.start_ms.values()))
         compute, depthwise, memory, each = (sum(part[index] for part in parts) for index in range(4))
-        ms = start + compute + depthwise + memory + each
+        start, ms = self.whole(0.0), self.whole(compute + depthwise + memory + each)
         familiar = self.core == "B4096" and self.board in known.start_ms
         width = known.width * (1.0 if familiar else 1.5)
         shares = {"start": start, "compute": compute, "depthwise": depthwise, "memory": memory, "operators": each}
@@ -81,6 +80,11 @@ class SoftCore:
     def layers(self, operators: Sequence[Operator]) -> list[float]:
         """Milliseconds of each operator, without the time to start a run."""
         return [sum(self._parts(operator)) for operator in operators]
+
+    def whole(self, parts_ms: float) -> float:
+        """Milliseconds of a model whose layers take so many together: with the time to start a run."""
+        known = parameters()
+        return known.start_ms.get(self.board, max(known.start_ms.values())) + parts_ms
 
     def _parts(self, operator: Operator) -> tuple[float, float, float, float]:
         known = parameters()

@@ -179,6 +179,7 @@ def _resumable(context: typer.Context, work: Callable[[str], Bundle]) -> Answer:
             "delta_mtl": manifest.point.delta_mtl,
         },
         "oracle": manifest.oracle,
+        "on_target": manifest.on_target and manifest.on_target.model_dump(),
         "benchmark": measured and measured.as_json(),
         "seconds": manifest.seconds,
     }

@@ -21,8 +21,8 @@ Budgets = Annotated[
     typer.Option(
         "--budget",
         metavar="LIMIT",
-        help='"flops<=40%", "params<=2M", "latency<=8ms", "memory<=4MiB", "size<=1MiB"; give it again for another: '
-        "all must hold.",
+        help='"flops<=40%", "params<=2M", "latency<=8ms" or "energy<=3mJ" on the first --target, "memory<=4MiB", '
+        '"size<=1MiB"; give it again for another: all must hold.',
         default_factory=list,
         show_default=False,
     ),

@@ -17,6 +17,10 @@ from secateur.core.errors import BudgetError
 
 Kind = Literal["flops", "params", "latency", "memory", "size", "energy"]
 KINDS: tuple[str, ...] = get_args(Kind)
+ON_TARGET = ("latency", "energy")
+"""Kinds that are figures of a target."""
+Pairs = Mapping[str, tuple[float, float]]
+"""Kind → (compressed, original) on a target, in base units."""
 
 _COUNT = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
@@ -91,25 +95,28 @@ class Budget:
     def of(self, kind: str) -> Limit | None:
         return next((limit for limit in self.limits if limit.kind == kind), None)
 
-    def misses(self, costs: Costs, original: Costs, latency_ms: tuple[float, float] | None = None) -> list[str]:
+    @property
+    def on_target(self) -> Budget:
+        """The limits on figures of a target."""
+        return Budget(tuple(limit for limit in self.limits if limit.kind in ON_TARGET))
+
+    def misses(self, costs: Costs, original: Costs, on_target: Pairs | None = None) -> list[str]:
         """What does not hold, as sentences; empty when the budget is met.
 
         Args:
             costs: of the compressed model; `original`: of the model before.
-            latency_ms: (compressed, original) in milliseconds, when a latency limit is to be judged.
+            on_target: figures that are known of a target, which go above those that `costs` predict.
         """
         misses = []
         for limit in self.limits:
-            reached, before = figure(limit.kind, costs, original, latency_ms)
+            reached, before = figure(limit.kind, costs, original, on_target)
             allowed = limit.absolute(before)
             if reached > allowed * (1 + 1e-9):
                 misses.append(f"{limit.text}: reached {describe(limit, reached, before)}")
         return misses
 
 
-def figure(
-    kind: str, costs: Costs, original: Costs, latency_ms: tuple[float, float] | None = None
-) -> tuple[float, float]:
+def figure(kind: str, costs: Costs, original: Costs, on_target: Pairs | None = None) -> tuple[float, float]:
     """(compressed, original) figure of one kind of budget, in its base unit."""
     if kind == "flops":
         return costs.flops, original.flops
@@ -119,9 +126,14 @@ def figure(
         return costs.peak_memory_bytes, original.peak_memory_bytes
     if kind == "size":
         return costs.size_bytes, original.size_bytes
-    if kind == "latency" and latency_ms is not None:
-        return latency_ms
-    raise BudgetError(f"a budget on {kind} needs a target that gives it", "name a target, for example: --target cpu")
+    if on_target and kind in on_target:
+        return on_target[kind]
+    name = "predicted_ms" if kind == "latency" else "predicted_mj"
+    found, before = getattr(costs, name), getattr(original, name)
+    if found is not None and before is not None:
+        return found, before
+    example = "mobile:raspberry-pi-5" if kind == "energy" else "cpu"
+    raise BudgetError(f"a budget on {kind} needs a target that gives it", f"name one, for example: --target {example}")
 
 
 def describe(limit: Limit, reached: float, original: float) -> str:

@@ -42,6 +42,25 @@ class CostsEntry(_Model):
     params: int
     peak_memory_bytes: int
     size_bytes: int
+    predicted_ms: float | None = None
+    predicted_mj: float | None = None
+
+
+class OnTarget(_Model):
+    """What a budget's limits on latency and energy were judged by.
+
+    Attributes:
+        basis: what the predictions of `costs` come from.
+        figures: kind → (chosen point, original) of the exported models on the target; empty where there are none.
+        source: of the figures, "measured" or "predicted".
+        corrections: kind → figure over prediction, by which the limit was scaled before pruning went on.
+    """
+
+    target: str
+    basis: str
+    figures: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    source: Literal["measured", "predicted"] = "predicted"
+    corrections: dict[str, float] = Field(default_factory=dict)
 
 
 class Point(_Model):
@@ -96,6 +115,7 @@ class Manifest(_Model):
     metrics_before: dict[str, float]
     points: list[Point]
     chosen: int
+    on_target: OnTarget | None = None
     artefacts: list[Artefact] = Field(default_factory=list)
     oracle: dict[str, float] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -14,22 +14,25 @@ Source = Literal["measured", "predicted", "published", "unavailable"]
 
 @dataclass(frozen=True)
 class Costs:
-    """Static costs of one model for one sample.
+    """Costs of one model for one sample, without running it.
 
     `peak_memory_bytes` is the largest sum of live activations plus all weights; `size_bytes` is the weights'
-    size on disk.
+    size on disk. `predicted_ms` and `predicted_mj` are what the model of a target says of latency and energy, where a
+    budget limits them there.
     """
 
     flops: int
     params: int
     peak_memory_bytes: int
     size_bytes: int
+    predicted_ms: float | None = None
+    predicted_mj: float | None = None
 
     @property
     def macs(self) -> int:
         return self.flops // 2
 
-    def as_json(self) -> dict[str, int]:
+    def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "macs": self.macs}
 
 

@@ -215,4 +215,6 @@ def _chosen(bundle: Bundle, given: AnyWorkload | None) -> Workload:
 
 def costs_of(entry: CostsEntry) -> Costs:
     """A manifest's costs as a value to compute with."""
-    return Costs(entry.flops, entry.params, entry.peak_memory_bytes, entry.size_bytes)
+    return Costs(
+        entry.flops, entry.params, entry.peak_memory_bytes, entry.size_bytes, entry.predicted_ms, entry.predicted_mj
+    )

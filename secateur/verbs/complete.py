@@ -14,11 +14,10 @@ from secateur.export.formats import Request
 from secateur.export.onnx import to_onnx
 from secateur.profiles.report import write_report
 from secateur.verbs.benchmark import Benchmark, compared, costs_of
+from secateur.verbs.hardware import ORIGINAL, judged
 from secateur.verbs.measure import Place, Subject, measure
 from secateur.verbs.report import FILE, content_of
 from secateur.verbs.sources import compressed_model
-
-ORIGINAL = "original"
 
 
 def complete(
@@ -84,7 +83,8 @@ def _measured(
         )
         for number, point in enumerate(manifest.points)
     ]
-    return manifest.model_copy(update={"points": points}), compared(found, str(manifest.chosen), ORIGINAL)
+    manifest = judged(manifest.model_copy(update={"points": points}), found)
+    return manifest, compared(found, str(manifest.chosen), ORIGINAL)
 
 
 def point_subjects(

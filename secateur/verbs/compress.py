@@ -21,6 +21,7 @@ from secateur.core.progress import say
 from secateur.core.task import Workload
 from secateur.export.onnx import to_onnx
 from secateur.verbs.complete import complete
+from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.measure import places
 from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
@@ -45,7 +46,7 @@ def compress_to_bundle(
     Args:
         output: folder of the bundle; nothing is written there before all is done.
         settings: of the pruning; see `secateur.compress.pagcp.Settings`.
-        targets: on which original and compressed model are measured.
+        targets: on which original and compressed model are measured; limits on latency and energy refer to the first.
         resume: continue the run that was stopped here, with the same result.
         force: replace the bundle at `output`, and drop the state of a stopped run.
         command: kept in the bundle, to make it again.
@@ -57,10 +58,13 @@ def compress_to_bundle(
         WorkerDone: this is not the first of torchrun's processes, and its part is done.
     """
     limits, tolerance = Budget.parse(budget), Tolerance.parse(drop)
+    hardware = hardware_for(limits, targets)
     what = f"compressing to {limits or 'the published schedule'}, {tolerance} of each metric may be lost"
     return staged(
         workload, output, what,
-        lambda found, state: pagcp.prune(found, limits, tolerance, settings, seed=seed, state=state, resume=resume),
+        lambda found, state: pagcp.prune(
+            found, limits, tolerance, settings, seed=seed, state=state, resume=resume, loop=loop_for(hardware, found)
+        ),
         targets=targets, resume=resume, force=force, command=command,
     )  # fmt: skip
 

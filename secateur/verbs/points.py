@@ -15,6 +15,7 @@ from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
 from secateur.verbs.benchmark import Benchmark, costs_of
 from secateur.verbs.complete import ORIGINAL, point_subjects
+from secateur.verbs.hardware import figures_of
 from secateur.verbs.measure import Place, Subject, is_predicted, measure, needs_onnx
 from secateur.verbs.report import history_of
 from secateur.verbs.sources import AnyWorkload, workload_of
@@ -31,12 +32,12 @@ class Points:
         """`place`: where a latency counts. `workload`: of the bundle, instead of the one that it refers to."""
         self._bundle, self._place, self._workload = bundle, place, workload
         self._numbers = list(range(len(bundle.manifest.points)))
-        self._original_ms, self._latencies = _recorded(bundle, place.name)
+        self._original, self._figures = _recorded(bundle, place.name)
         self.measured = False
 
     def latency_ms(self, number: int) -> float | None:
         """A point's median on the target, where it is known."""
-        return self._latencies.get(number)
+        return self._figures.get("latency", {}).get(number)
 
     def delta_mtl(self, number: int, weights: Mapping[str, float]) -> float:
         """Weighted Δ_MTL of a point in percent, positive is better."""
@@ -50,14 +51,16 @@ class Points:
     def best(self, budget: Budget, weights: Mapping[str, float]) -> int:
         """The point of the best Δ_MTL that meets the budget; of equals, the smaller.
 
-        Latencies that are not known are measured, of the points only that meet the other limits.
+        Latencies and energies that are not known are measured, or predicted, of the points only that meet the other
+        limits.
 
         Raises:
             BudgetNotMetError: no point meets the budget.
         """
-        meeting = self._meeting(Budget(tuple(limit for limit in budget.limits if limit.kind != "latency")))
-        if budget.of("latency"):
-            self._measure(meeting)
+        on_target = budget.on_target.limits
+        meeting = self._meeting(Budget(tuple(limit for limit in budget.limits if limit not in on_target)))
+        if on_target:
+            self._measure(meeting, [limit.kind for limit in on_target])
             meeting = self._meeting(budget, meeting)
         return max(meeting, key=lambda number: (self.delta_mtl(number, weights), number))
 
@@ -75,28 +78,26 @@ class Points:
 
     def _misses(self, number: int, budget: Budget) -> list[str]:
         manifest = self._bundle.manifest
-        return budget.misses(
-            costs_of(manifest.points[number].costs), costs_of(manifest.before), self._latency_pair(number)
-        )
+        return budget.misses(costs_of(manifest.points[number].costs), costs_of(manifest.before), self._pairs(number))
 
     def _excess(self, number: int, budget: Budget) -> float:
         """The largest ratio of a figure to its limit."""
         manifest = self._bundle.manifest
         costs, before = costs_of(manifest.points[number].costs), costs_of(manifest.before)
-        figures = [figure(limit.kind, costs, before, self._latency_pair(number)) for limit in budget.limits]
+        figures = [figure(limit.kind, costs, before, self._pairs(number)) for limit in budget.limits]
         return max(
             reached / limit.absolute(original)
             for limit, (reached, original) in zip(budget.limits, figures, strict=True)
         )
 
-    def _latency_pair(self, number: int) -> tuple[float, float] | None:
-        if number not in self._latencies or self._original_ms is None:
-            return None
-        return self._latencies[number], self._original_ms
+    def _pairs(self, number: int) -> dict[str, tuple[float, float]]:
+        """Kind → (a point's, the original's) figure on the target, where it is known."""
+        known = ((kind, found[number]) for kind, found in self._figures.items() if number in found)
+        return {kind: (value, self._original[kind]) for kind, value in known if kind in self._original}
 
-    def _measure(self, numbers: Sequence[int]) -> None:
+    def _measure(self, numbers: Sequence[int], kinds: Sequence[str]) -> None:
         """Measure points and the original in turns, unless they are known."""
-        if all(self._latency_pair(number) for number in numbers):
+        if all(kind in self._pairs(number) for kind in kinds for number in numbers):
             return
         if isinstance(self._place, TargetStatus):
             raise TargetUnavailableError(
@@ -110,26 +111,25 @@ class Points:
             subjects = {ORIGINAL: Subject(original, workload=lambda: found)}
             subjects |= point_subjects(self._bundle, found, numbers, folder, onnx)
             profiles = measure(subjects, self._place)
-        medians = {name: profile.latency.median for name, profile in profiles.items() if profile.latency}
-        self._original_ms = medians.pop(ORIGINAL)
-        self._latencies, self.measured = (
-            {int(name): median for name, median in medians.items()},
-            not is_predicted(self._place),
-        )
+        for number in numbers:
+            for kind, (reached, original) in figures_of(profiles[str(number)], profiles[ORIGINAL]).items():
+                self._figures.setdefault(kind, {})[number], self._original[kind] = reached, original
+        self.measured = not is_predicted(self._place)
 
 
-def _recorded(bundle: Bundle, target: str) -> tuple[float | None, dict[int, float]]:
-    """(original's, points') medians that were measured on this machine when the bundle was written."""
+def _recorded(bundle: Bundle, target: str) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
+    """({"latency": original's}, {"latency": points'}) medians that were measured on this machine when the bundle was
+    written."""
     benchmark = Benchmark.of(bundle)
     if benchmark is None or benchmark.machine != machine.describe():
-        return None, {}
+        return {}, {}
     original = [each.latency.median for each in benchmark.profiles_against if each.target == target and each.latency]
     points = {
         number: point.latency_ms[target]
         for number, point in enumerate(bundle.manifest.points)
         if target in point.latency_ms
     }
-    return (original[0] if original else None), points
+    return ({"latency": original[0]}, {"latency": points}) if original else ({}, {})
 
 
 def weights_of(manifest: Manifest, prefer: Mapping[str, float]) -> dict[str, float]:

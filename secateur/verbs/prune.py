@@ -40,6 +40,7 @@ def prune(
     resume: bool = False,
     inplace: bool = False,
     front: str | None = None,
+    target: str = "cpu",
 ) -> Compressed:
     """Prune a model's channels to a budget with PAGCP, every task within its own tolerance.
 
@@ -55,19 +56,25 @@ def prune(
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
         inplace: also cut the workload's own model to the result.
         front: points that the run leaves on its way, of whatever the budget limits: `"80%,60%,40%"`.
+        target: that limits on latency and energy refer to.
 
     Raises:
         BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
+        DeviceError: nothing predicts the latency or energy of the target.
     """
+    from secateur.verbs.hardware import hardware_for, loop_for
+
     workload, folder = find_workload(workload), None if state is None else Path(state)
+    limits = Budget.parse(budget)
     result = pagcp.prune(
         workload,
-        Budget.parse(budget),
+        limits,
         Tolerance.parse(drop),
         settings_of(settings, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead, front=front),
         seed=seed,
         state=folder,
         resume=resume,
+        loop=loop_for(hardware_for(limits, target), workload),
     )
     if inplace:
         _cut_inplace(workload, result)

@@ -178,6 +178,7 @@ def _copy(selection: Selection, folder: Path, command: str) -> Bundle:
             "budget": [str(limit) for limit in selection.budget.limits],
             "budget_met": True,
             "misses": [],
+            "on_target": None,
             "artefacts": [],
             "command": " && ".join(filter(None, (source.manifest.command, command))),
         }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.core.budget import Budget, Limit, Tolerance, describe
+from secateur.core.budget import Budget, Limit, Pairs, Tolerance, describe
 from secateur.core.bundle import Bundle, check_output
 from secateur.core.elastic import Choice, Chooser, Table, Wish
 from secateur.core.elastic.choose import Objective
@@ -177,7 +177,7 @@ def write_selection(
     return replace(selection, bundle=finish(staged, path))
 
 
-def _latencies(selection: ElasticSelection) -> tuple[float, float] | None:
+def _latencies(selection: ElasticSelection) -> Pairs | None:
     if "latency" not in selection.choice.costs:
         return None
-    return selection.choice.costs["latency"], _original(selection.table, "latency", selection.target)
+    return {"latency": (selection.choice.costs["latency"], _original(selection.table, "latency", selection.target))}

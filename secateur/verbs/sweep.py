@@ -19,6 +19,7 @@ from typing import Any
 
 from secateur.compress import pagcp
 from secateur.compress.pagcp.front import with_front
+from secateur.compress.pagcp.hardware import Loop
 from secateur.compress.pagcp.saliency import find
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
@@ -27,6 +28,7 @@ from secateur.core.errors import BudgetError, OutputError
 from secateur.core.files import clear_errors
 from secateur.core.progress import say
 from secateur.core.task import Workload
+from secateur.verbs.hardware import hardware_for
 from secateur.verbs.prune import AnyBudget
 from secateur.verbs.sources import AnyWorkload, find_workload
 from secateur.verbs.staging import state_folder
@@ -99,7 +101,8 @@ def sweep(
     output: str | os.PathLike[str] = "runs/sweep",
     heartbeat: int = 30,
 ) -> Sweep:
-    """Prune a workload once for every combination of seed, tolerance and criterion.
+    """Prune a workload once for every combination of seed, tolerance and criterion. Limits on latency are those that
+    this machine's calibration predicts: nothing is measured while workers share a machine.
 
     Any number of processes may call this with the same study at the same time, here or on other machines; each returns
     when all runs are done. A worker that dies loses nothing: its run is taken up by another one.
@@ -128,7 +131,8 @@ def sweep(
         "settings": {key: value for key, value in settings.as_json().items() if key != "saliency"},
     }
     shared = Study(study, f"secateur sweep of {workload.name}", definition, heartbeat)
-    shared.work(list(cells), lambda name: _run(workload, limits, cells[name], settings, Path(output) / name))
+    loop = Loop(hardware) if (hardware := hardware_for(limits, "cpu")) else None
+    shared.work(list(cells), lambda name: _run(workload, limits, cells[name], settings, Path(output) / name, loop))
     found = shared.results(list(cells))
     runs = {cells[name]: result for name, result in found.items() if "error" not in result}
     failed = {cells[name]: str(result["error"]) for name, result in found.items() if "error" in result}
@@ -143,7 +147,9 @@ def _check(cells: Any, workload: Workload) -> None:
         Tolerance.parse(cell.drop).check(workload.task_names)
 
 
-def _run(workload: Workload, budget: Budget, cell: Cell, settings: Settings, path: Path) -> Result:
+def _run(
+    workload: Workload, budget: Budget, cell: Cell, settings: Settings, path: Path, loop: Loop | None = None
+) -> Result:
     """One run into its bundle; one that is there already is taken as it is."""
     say(f"sweep: {cell.name}")
     chosen, tolerance = replace(settings, saliency=cell.saliency), Tolerance.parse(cell.drop)
@@ -152,7 +158,9 @@ def _run(workload: Workload, budget: Budget, cell: Cell, settings: Settings, pat
         if is_bundle(path):
             _check_same(Bundle.open(path), cell, tolerance, *with_front(budget, chosen))
         else:
-            found = pagcp.prune(workload, budget, tolerance, chosen, seed=cell.seed, state=state, resume=True)
+            found = pagcp.prune(
+                workload, budget, tolerance, chosen, seed=cell.seed, state=state, resume=True, loop=loop
+            )
             found.save(path, command=f"secateur sweep: {cell.name}")
         shutil.rmtree(state, ignore_errors=True)
         return _result(Bundle.open(path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from traces import NAMES, random_keep, traced
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.profiles.count import count
+from secateur.profiles.graph import capture_tasks
+from secateur.profiles.latency.traced import read_graph
 
 SAMPLE = [
     "weight_standardised", "task_argument", "dead_branch", "auxiliary_head", "densenet_small", "grouped_conv",
@@ -36,6 +40,18 @@ def test_at_random_widths_they_are_the_cut_models_costs(name: str) -> None:
     assert costs.costs(widths) == expected
     assert costs.flops(widths) == pytest.approx(expected.flops, rel=1e-12)
     assert costs.params(widths) == expected.params
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_at_random_widths_the_operators_are_those_of_the_cut_model(name: str) -> None:
+    case = traced(name)
+    costs, keep = CostModel(case.groups), random_keep(case.groups.prunable, 22)
+    graphs = capture_tasks(case.groups.cut(keep), case.inputs, case.tasks)
+    expected = [replace(step.operator(), name="") for graph in graphs for step in read_graph(graph)]
+    found = costs.operators(costs.widths({group: len(kept) for group, kept in keep.items()}))
+    assert found == expected
+    assert sum(each.macs for each in found) > 0
+    assert costs.flops(costs.widths({})) == pytest.approx(costs.costs(costs.widths({})).flops)  # rows were added
 
 
 class Tied(nn.Module):

@@ -129,12 +129,12 @@ def test_any_mapping_is_a_tolerance_or_a_clear_error(drops: dict[str, str]) -> N
 def test_misses_say_what_was_reached_in_the_words_of_the_limit() -> None:
     reached = Costs(flops=431_000, params=1_500, peak_memory_bytes=6_144, size_bytes=1_024)
     budget = Budget.parse(["flops<=40%", "params<=1.5K", "memory<=4KiB", "size<=50%", "latency<=8ms"])
-    assert budget.misses(reached, ORIGINAL, latency_ms=(9.5, 20.0)) == [
+    assert budget.misses(reached, ORIGINAL, on_target={"latency": (9.5, 20.0)}) == [
         "flops<=40%: reached 43.1%",
         "memory<=4KiB: reached 6 KiB",
         "latency<=8ms: reached 9.5 ms",
     ]
-    assert Budget.parse(["flops<=43.1%", "latency<=50%"]).misses(reached, ORIGINAL, (9.5, 20.0)) == []
+    assert Budget.parse(["flops<=43.1%", "latency<=50%"]).misses(reached, ORIGINAL, {"latency": (9.5, 20.0)}) == []
 
 
 @pytest.mark.parametrize("text", ["latency<=8ms", "energy<=3mJ"])
