@@ -67,7 +67,8 @@ class Step:
     """One operator whose sizes are those of dimensions of nodes: an `Operator` once they are given.
 
     Attributes:
-        inputs, output: dimensions of the activations, the batch (of so many samples) first.
+        inputs, output: dimensions of the activations, one of which is the batch (or windows of it).
+        batch: samples that were traced.
         weight: dimensions of the parameter of a convolution or linear layer.
     """
 
@@ -105,8 +106,9 @@ class Step:
     def _plane(self, dims: Dims, size: Size) -> Shape:
         """Sizes without the batch; a scalar counts as one channel, a 1-D convolution as one with a width of one."""
         sizes = [size(*factor) for factor in dims]
-        windows = sizes[0] // self.batch if sizes else 1
-        found = (windows, *sizes[1:]) if windows > 1 else tuple(sizes[1:])
+        at = next((place for place, each in enumerate(sizes) if each % self.batch == 0), 0)
+        rest = sizes[at] // self.batch if sizes else 1
+        found = (*sizes[:at], *([rest] if rest > 1 else []), *sizes[at + 1 :])
         if self.kind in CONVOLUTIONS and len(found) == 2:
             return (*found, 1)
         return found or (1,)
@@ -173,8 +175,8 @@ def _steps(node: Node, sample: PerSample) -> Iterator[Step]:
     yield Step(
         kind, tuple(map(_dims, inputs)), _dims(output), sample.batch,
         _dims(weight) if weight is not None and kind in _PRODUCTS else (), _window(given, weight, kind),
-        _largest(given.get("stride"), 1), _largest(given.get("dilation"), 1), int(given.get("groups") or 1) > 1,
-        _FUNCTIONS.get(op_name(node), ""), module_path(node),
+        _largest(given.get("stride") or (given.get("kernel_size") if kind == "pool" else 1)),
+        _largest(given.get("dilation")), int(given.get("groups") or 1) > 1, _function(node), module_path(node),
     )  # fmt: skip
 
 
@@ -230,5 +232,11 @@ def _window(given: dict[str, Any], weight: Node | None, kind: str) -> tuple[int,
     return sizes[0], sizes[-1] if len(sizes) > 1 or kind == "pool" else 1
 
 
-def _largest(value: Any, default: int) -> int:
-    return max(value, default=default) if isinstance(value, (list, tuple)) else int(value or default)
+def _largest(value: Any) -> int:
+    return max(value, default=1) if isinstance(value, (list, tuple)) else int(value or 1)
+
+
+def _function(node: Node) -> str:
+    """Of an activation; x * sigmoid(x) is one of its own."""
+    gate = op_name(node) == "sigmoid" and any(node in user.all_input_nodes and _gates(user) for user in node.users)
+    return "swish" if gate else _FUNCTIONS.get(op_name(node), "")

@@ -126,10 +126,21 @@ def _costs(report: Report) -> list[Row]:
         ("Peak memory", "peak_memory_bytes", units.size, "live activations and all weights"),
         ("File size", "size_bytes", units.size, "weights on disk"),
     ]
-    return [_cost(label, getattr(before, key), getattr(after, key), unit, hint) for label, key, unit, hint in kinds]
+    entry = report.manifest.on_target
+    if entry is not None:
+        origin = f"predicted for {entry.target}: {entry.basis}"
+        kinds += [
+            ("Latency, predicted", "predicted_ms", units.milliseconds, origin),
+            ("Energy, predicted", "predicted_mj", units.millijoules, origin),
+        ]
+    return [
+        _cost(label, getattr(before, key), getattr(after, key), unit, hint)
+        for label, key, unit, hint in kinds
+        if getattr(after, key) is not None
+    ]
 
 
-def _cost(label: str, before: int, after: int, unit: Callable[[float | None], str], hint: str) -> Row:
+def _cost(label: str, before: float, after: float, unit: Callable[[float | None], str], hint: str) -> Row:
     good = None if after == before else after < before
     change = units.signed_percent(units.relative(before, after))
     return Row(label, unit(before), unit(after), change, good=good, hint=hint)

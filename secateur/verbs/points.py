@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from secateur.core import machine
 from secateur.core.budget import Budget, figure
-from secateur.core.bundle import Bundle, Manifest
+from secateur.core.bundle import Bundle, CostsEntry, Manifest
+from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailableError
 from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
@@ -78,12 +80,12 @@ class Points:
 
     def _misses(self, number: int, budget: Budget) -> list[str]:
         manifest = self._bundle.manifest
-        return budget.misses(costs_of(manifest.points[number].costs), costs_of(manifest.before), self._pairs(number))
+        return budget.misses(_static(manifest.points[number].costs), _static(manifest.before), self._pairs(number))
 
     def _excess(self, number: int, budget: Budget) -> float:
         """The largest ratio of a figure to its limit."""
         manifest = self._bundle.manifest
-        costs, before = costs_of(manifest.points[number].costs), costs_of(manifest.before)
+        costs, before = _static(manifest.points[number].costs), _static(manifest.before)
         figures = [figure(limit.kind, costs, before, self._pairs(number)) for limit in budget.limits]
         return max(
             reached / limit.absolute(original)
@@ -115,6 +117,11 @@ class Points:
             for kind, (reached, original) in figures_of(profiles[str(number)], profiles[ORIGINAL]).items():
                 self._figures.setdefault(kind, {})[number], self._original[kind] = reached, original
         self.measured = not is_predicted(self._place)
+
+
+def _static(entry: CostsEntry) -> Costs:
+    """Costs that hold on every target: what was predicted when the bundle was made may be of another one."""
+    return replace(costs_of(entry), predicted_ms=None, predicted_mj=None)
 
 
 def _recorded(bundle: Bundle, target: str) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
