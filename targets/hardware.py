@@ -17,7 +17,7 @@ from secateur.export.onnx_session import available_cores
 from secateur.profiles.latency.operators import Operator
 from secateur.profiles.latency.table import LatencyModel, LatencyTable
 from secateur.targets.calibration.run import calibrated
-from secateur.targets.device import Device
+from secateur.targets.device import Device, RoutedLatency
 from secateur.targets.predict import energy_mj, latency_model
 from secateur.targets.registry import BASIS
 
@@ -85,6 +85,11 @@ def _latency_model(device: Device) -> tuple[LatencyModel, str]:
     threads = device.settings.threads or available_cores()
     if name is not None and (found := calibrated(name, threads)) is not None:
         return found, f"operators of this machine, measured by secateur calibrate {name}"
+    if isinstance(device.latency, RoutedLatency):
+        raise DeviceError(
+            f"{device.name} is predicted from the routing of a whole workload, not layer by layer",
+            "limit flops, or the latency of another target",
+        )
     if device.latency is not None:
         return latency_model(device), f"a model {BASIS[device.latency.model]}"
     if name is None:

@@ -163,7 +163,7 @@ class _Run:
         """Prune a model in place to limits; `label` tells a second run within a round from the first."""
         one = Round(
             model, self.workload, self.settings, self._strictness(), journal, self.record, number,
-            self.loop and self.loop.hardware, label,
+            None if self.loop is None else self.loop.hardware, label,
         )  # fmt: skip
         cut = one.prune(limits, self.before)
         self._cut(journal, model, cut, f"round{number}{label}/compensated")

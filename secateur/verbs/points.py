@@ -16,8 +16,8 @@ from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailab
 from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
 from secateur.verbs.benchmark import Benchmark, costs_of
-from secateur.verbs.complete import ORIGINAL, point_subjects
-from secateur.verbs.hardware import figures_of
+from secateur.verbs.complete import point_subjects
+from secateur.verbs.hardware import ORIGINAL, figures_of
 from secateur.verbs.measure import Place, Subject, is_predicted, measure, needs_onnx
 from secateur.verbs.report import history_of
 from secateur.verbs.sources import AnyWorkload, workload_of
@@ -114,8 +114,8 @@ class Points:
             subjects |= point_subjects(self._bundle, found, numbers, folder, onnx)
             profiles = measure(subjects, self._place)
         for number in numbers:
-            for kind, (reached, original) in figures_of(profiles[str(number)], profiles[ORIGINAL]).items():
-                self._figures.setdefault(kind, {})[number], self._original[kind] = reached, original
+            for kind, (reached, whole) in figures_of(profiles[str(number)], profiles[ORIGINAL]).items():
+                self._figures.setdefault(kind, {})[number], self._original[kind] = reached, whole
         self.measured = not is_predicted(self._place)
 
 
