@@ -268,9 +268,10 @@ class Sequence:
         return listed
 
     def _allowed(self, name: str, count: int) -> Counts:
-        """Channel counts that a group may keep, ascending: those that the device is fast at, where it has any below
-        its count, else multiples."""
-        if fast := [each for each in self.counts.get(name, ()) if each < count]:
+        """Channel counts that a group may keep, ascending: those that the device is fast at, where it has any within
+        reach of the ratios, else multiples."""
+        least = count - int(count * max(self.settings.ratios) + 1e-9)
+        if fast := [each for each in self.counts.get(name, ()) if least <= each < count]:
             return fast
         step = channel_step(self.oracle.groups[name].channels, self.settings.round_to)
         return range(min(step, count), count + 1, step)

@@ -172,7 +172,10 @@ def _resumable(context: typer.Context, work: Callable[[str], Bundle]) -> Answer:
         "budget": manifest.budget,
         "budget_met": manifest.budget_met,
         "misses": manifest.misses,
-        "costs": {"before": manifest.before.model_dump(), "after": manifest.point.costs.model_dump()},
+        "costs": {
+            "before": manifest.before.model_dump(exclude_none=True),
+            "after": manifest.point.costs.model_dump(exclude_none=True),
+        },
         "metrics": {
             "before": manifest.metrics_before,
             "after": manifest.point.metrics,

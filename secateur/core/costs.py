@@ -33,7 +33,9 @@ class Costs:
         return self.flops // 2
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "macs": self.macs}
+        """Without predictions where there are none."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**known, "macs": self.macs}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Selection:
         expected = {
             "latency_ms": self.latency_ms,
             "predicted": self.predicted,
-            **self.entry.costs.model_dump(),
+            **self.entry.costs.model_dump(exclude_none=True),
             "metrics": self.entry.metrics,
         }
         return {
