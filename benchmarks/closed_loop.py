@@ -4,12 +4,15 @@
     python benchmarks/closed_loop.py device [--frames 200] [--output closed-loop.json]
 
 Budgets follow a load that swings and jumps; each task is preferred for a while. Every frame picks widths, runs them,
-and notes what it took (measured) against the budget, beside the metrics that the table expects. Writes figures, a plot.
+and notes what it took (measured) against the budget, beside the metrics that the table expects. Then configurations
+drawn at random from what was exported are timed one by one against the table, and the memory is noted that one width,
+and all widths that were used, take. Writes figures, a plot.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,22 +28,62 @@ from secateur.export.runtime import ElasticSession
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    empty = resident()
     session = ElasticSession(options.folder)
-    frames = run(session, options.frames, tuple(map(int, options.shape.split("x"))))
+    image = np.random.default_rng(0).standard_normal(tuple(map(int, options.shape.split("x")))).astype(np.float32)
+    session.run(image)
+    one = resident()
+    frames = run(session, options.frames, image)
+    checked = check(session, options.configurations, image)
+    memory = {"one_width_mib": one - empty, "all_used_mib": resident() - empty}
     output = options.output or Path("closed-loop.json")
-    summary = summarise(frames)
-    write_json(
-        output, {"summary": summary, "frames": frames, "machine": machine.describe(), "versions": machine.versions()}
-    )
+    summary = summarise(frames) | within(checked, session) | memory
+    document = {
+        "command": "python benchmarks/closed_loop.py FOLDER", "summary": summary, "frames": frames, "checked": checked,
+        "machine": machine.describe(), "versions": machine.versions(),
+    }  # fmt: skip
+    write_json(output, document)
     plot(frames, session.tasks, output.with_suffix(".svg"))
     say(", ".join(f"{key} {value:.3g}" for key, value in summary.items()))
     return 0
 
 
-def run(session: ElasticSession, count: int, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+def resident() -> float:
+    """MiB of memory that this process holds, by Linux's account."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def check(session: ElasticSession, count: int, image: np.ndarray[Any, Any]) -> list[dict[str, float]]:
+    """Configurations drawn at random from the exported ones: latency by the table and measured, a median of 15."""
+    controller, draw, found = session.controller, np.random.default_rng(1), []
+    table = controller.table
+    for _ in range(count):
+        widths = {task: int(draw.integers(len(table.decoders[task]))) for task in session.tasks}
+        choice = controller.choice(int(draw.choice(table.exported)), widths)
+        session.run(image, choice=choice)
+        times = []
+        for _ in range(15):
+            began = time.perf_counter()
+            session.run(image, choice=choice)
+            times.append(1e3 * (time.perf_counter() - began))
+        found.append({"expected_ms": choice.costs["latency"], "measured_ms": float(np.median(times))})
+    return found
+
+
+def within(checked: list[dict[str, float]], session: ElasticSession) -> dict[str, float]:
+    """How far the table is off, and how often within its stated error."""
+    errors = np.array([abs(each["expected_ms"] / each["measured_ms"] - 1) for each in checked])
+    stated = (session.controller.table.latency["cpu"].error_pct or 0.0) / 100
+    return {
+        "checked": len(errors), "error_median": float(np.median(errors)), "error_stated": stated,
+        "within_stated": float(np.mean(errors <= stated)),
+    }  # fmt: skip
+
+
+def run(session: ElasticSession, count: int, image: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     """Drive a session for so many frames; one entry each."""
-    controller, draw = session.controller, np.random.default_rng(0)
-    image = draw.standard_normal(shape).astype(np.float32)
+    controller = session.controller
     least, most = controller.pick(budget_ms=1e-6).costs["latency"], controller.pick().costs["latency"]
     frames = []
     for step in range(count):
@@ -114,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what `secateur export --to elastic` wrote, with latencies")
     parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--configurations", type=int, default=50, help="to be timed one by one")
     parser.add_argument("--shape", default="1x3x64x64", help="of the model's input")
     parser.add_argument("--output", type=Path)
     return parser

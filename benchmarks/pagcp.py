@@ -12,7 +12,6 @@ shows what each method loses. Writes benchmarks/results/pagcp-WORKLOAD.json.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import sys
 import time
@@ -37,6 +36,7 @@ from secateur.core import machine
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.files import write_json
 from secateur.core.predict import batch_size, evaluate, losses
+from secateur.core.progress import say
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
 from secateur.profiles.count import count
@@ -154,7 +154,8 @@ def run_peer(cut: Cutter, workload: Workload, args: argparse.Namespace, seed: in
     return model, time.monotonic() - started
 
 
-def measure(workload: Workload, model: nn.Module, before: dict[str, float], seconds: float) -> dict[str, object]:
+def measure(workload: Workload, run: tuple[nn.Module, float], before: dict[str, float]) -> dict[str, object]:
+    model, seconds = run
     metrics = evaluate(model, workload.test, workload.tasks)
     costs, whole = (count(m, workload.example_input, workload.task_names).costs for m in (model, workload.model))
     return {
@@ -177,25 +178,19 @@ def main() -> None:
     assert batch_size(workload.example_input) == 1
     before = evaluate(workload.model, workload.test, workload.tasks)
     results: dict[str, list[dict[str, object]]] = {"PAGCP": [], **{name: [] for name in PEERS}}
-    for seed in args.seeds:
-        seed_everything(seed)
-        results["PAGCP"].append(measure(workload, *swap(before, run_pagcp(workload, args, seed))))
-        for name, cut in PEERS.items():
-            seed_everything(seed)
-            peer = run_peer(cut, copy.copy(workload), args, seed)
-            results[name].append(measure(workload, *swap(before, peer)))
-    show(results)
     document = {
         "command": " ".join(["python", "benchmarks/pagcp.py", *sys.argv[1:]]), "machine": machine.describe(),
         "versions": {**machine.versions(), "torch-pruning": tp.__version__}, "settings": vars(args),
         "metrics_before": before, "results": results,
     }  # fmt: skip
-    write_json(RESULTS / f"pagcp-{args.workload}.json", document)
-
-
-def swap(before: dict[str, float], run: tuple[nn.Module, float]) -> tuple[nn.Module, dict[str, float], float]:
-    model, seconds = run
-    return model, before, seconds
+    for seed in args.seeds:
+        for name in results:
+            seed_everything(seed)
+            run = run_peer(PEERS[name], workload, args, seed) if name in PEERS else run_pagcp(workload, args, seed)
+            results[name].append(measure(workload, run, before))
+            say(f"seed {seed}, {name}: Δ_MTL {results[name][-1]['delta_mtl']:+.2f} %")
+        write_json(RESULTS / f"pagcp-{args.workload}.json", document)
+    show(results)
 
 
 def show(results: dict[str, list[dict[str, object]]]) -> None:

@@ -1,12 +1,14 @@
-"""One elastic model against models trained separately at each width, and against uniform widths only.
+"""One elastic model against models trained separately at each width, against PAGCP, and against uniform widths only.
 
-    python benchmarks/slimmable.py digits --epochs 6 [--seeds 0 1 2] [--output benchmarks/results/slimmable-digits.json]
+    python benchmarks/slimmable.py digits --epochs 6 [--seeds 0 1 2]
+    python benchmarks/slimmable.py scenes --bundle scenes-elastic       # one that was trained before
 
 For every seed: the elastic model is trained, its configurations tabulated; at each uniform width, the model cut to
-that width (channels sorted alike) is fine-tuned by itself for as many epochs, with the original as teacher. Judged on
-test data: the elastic model's uniform widths against the separate models (hypervolume of both sets, relative to the
-original, reference twice as bad), and, on calibration data, what the search finds within the FLOPs of each uniform
-width against that width itself.
+that width (channels sorted alike) is fine-tuned by itself for as many epochs, with the original as teacher, and PAGCP
+prunes to as many FLOPs with as much fine-tuning. Judged on test data: the elastic model's uniform widths against
+either (hypervolume of each set, relative to the original, reference twice as bad), and, on calibration data, what the
+search finds within the FLOPs of each uniform width against that width itself. Writes
+benchmarks/results/slimmable-WORKLOAD.json.
 """
 
 from __future__ import annotations
@@ -19,80 +21,98 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
 
+from secateur.compress import pagcp
 from secateur.compress.finetune import Recipe, finetune
 from secateur.compress.journal import Journal
-from secateur.compress.slimmable import Elastic, Settings, slim
+from secateur.compress.slimmable import Settings, load_elastic, slim
+from secateur.compress.slimmable.costs import Costing
+from secateur.compress.slimmable.elastic import ElasticModel
+from secateur.compress.slimmable.sort import sort_channels
 from secateur.compress.slimmable.tabulate import Judge
 from secateur.core import machine
+from secateur.core.budget import Budget, Tolerance
 from secateur.core.elastic import Chooser, Wish
+from secateur.core.elastic import Table as ElasticTable
 from secateur.core.files import write_json
 from secateur.core.predict import evaluate
 from secateur.core.progress import say
+from secateur.core.shipped import bundle_of
 from secateur.core.task import Workload, delta_mtl
 from secateur.profiles.control import REFERENCE, control, hypervolume
 from secateur.workloads import workload as workload_by_name
 
+RESULTS = Path(__file__).parent / "results"
+PEERS = ("separate", "pagcp")
+
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    workload, settings = workload_by_name(options.workload), Settings(epochs=options.epochs)
-    runs = [one_seed(workload, settings, seed) for seed in options.seeds]
-    document = {
-        "command": f"python benchmarks/slimmable.py {options.workload} --epochs {options.epochs} "
-        f"--seeds {' '.join(map(str, options.seeds))}",
-        "workload": options.workload,
-        "settings": settings.as_json(),
-        "runs": runs,
-        "machine": machine.describe(),
-        "versions": machine.versions(),
-    }
-    write_json(options.output or Path(f"benchmarks/results/slimmable-{options.workload}.json"), document)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
+    torch.set_num_threads(options.threads)
+    workload, runs = workload_by_name(options.workload), list[dict[str, Any]]()
+    for seed in options.seeds:
+        runs.append(one_seed(workload, options, seed))
+        document = {
+            "command": " ".join(["python benchmarks/slimmable.py", *given]), "workload": options.workload,
+            "runs": runs, "machine": machine.describe(), "versions": machine.versions(),
+        }  # fmt: skip
+        write_json(options.output or RESULTS / f"slimmable-{options.workload}.json", document)
     show(runs)
     return 0
 
 
-def one_seed(workload: Workload, settings: Settings, seed: int) -> dict[str, Any]:
-    """Everything that is compared, for one seed."""
-    started = time.monotonic()
+def elastic_model(
+    workload: Workload, options: argparse.Namespace, seed: int
+) -> tuple[ElasticModel, ElasticTable, Settings, float]:
+    """The elastic model of a seed, its table and settings, and the seconds that it took."""
+    if options.bundle:
+        bundle = bundle_of(options.bundle)
+        elastic, table, _ = load_elastic(bundle, workload)
+        return elastic, table, Settings.from_json(bundle.manifest.settings), bundle.manifest.seconds
+    settings, started = Settings(epochs=options.epochs, widths=tuple(options.widths)), time.monotonic()
     result = slim(workload, settings, seed=seed)
-    seconds = time.monotonic() - started
-    judge = Judge(result.elastic, workload, settings, seed)
-    before, widths = dict(result.metrics_before), []
-    for at in result.elastic.space.uniform():
-        statistics = judge.statistics(at)
-        shared = evaluate(result.elastic.static(at, statistics), workload.test, workload.tasks)
-        widths.append(
-            {
-                "configuration": list(at),
-                "flops": judge_flops(result, at),
-                "elastic": shared,
-                "separate": separate(workload, result, at, settings, seed),
-            }
-        )
-        for name in ("elastic", "separate"):
-            widths[-1][f"{name}_delta_mtl"] = delta_mtl(workload.tasks, before, widths[-1][name])
-    least, most = widths[0]["flops"], widths[-1]["flops"]
+    return result.elastic, result.table, settings, time.monotonic() - started
+
+
+def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Everything that is compared, for one seed."""
+    elastic, table, settings, seconds = elastic_model(workload, options, seed)
+    judge, costing = Judge(elastic, workload, settings, seed), Costing(elastic.space)
+    before = evaluate(workload.model, workload.test, workload.tasks)
+    most, widths = costing.flops(elastic.space.largest), []
+    for at in elastic.space.uniform():
+        flops = costing.flops(at)
+        found = {
+            "elastic": evaluate(elastic.static(at, judge.statistics(at)), workload.test, workload.tasks),
+            "separate": separate(workload, elastic, at, settings, seed),
+        }
+        if flops < most:
+            found["pagcp"] = pruned(workload, flops / most, settings, seed)
+        widths.append({"configuration": list(at), "flops": flops, **found})
+        for name, metrics in found.items():
+            widths[-1][f"{name}_delta_mtl"] = delta_mtl(workload.tasks, before, metrics)
+            say(f"seed {seed}, {flops / most:.1%} of FLOPs, {name}: Δ_MTL {widths[-1][f'{name}_delta_mtl']:+.2f} %")
+    budgets = [each["flops"] for each in widths]
     return {
-        "seed": seed,
-        "seconds": round(seconds),
-        "original": before,
-        "widths": widths,
-        "hypervolume": {n: volume(workload, before, [each[n] for each in widths]) for n in ("elastic", "separate")},
-        "flops_range": most / least,
-        "searched": searched(result, [each["flops"] for each in widths]),
-        "control": control(result.table, list(np.geomspace(1.2 * least, most, 6))).as_json(),
-        "notes": dict(result.table.notes),
-    }
+        "seed": seed, "seconds": round(seconds), "settings": settings.as_json(), "original": before, "widths": widths,
+        "hypervolume": {
+            name: volume(workload, before, [each.get(name, each["separate"]) for each in widths])
+            for name in ("elastic", *PEERS)
+        },
+        "flops_range": most / budgets[0], "searched": searched(elastic, table, budgets),
+        "control": control(table, list(np.geomspace(1.2 * budgets[0], most, 6))).as_json(), "notes": dict(table.notes),
+    }  # fmt: skip
 
 
 def separate(
-    workload: Workload, result: Elastic, at: tuple[int, ...], settings: Settings, seed: int
+    workload: Workload, elastic: ElasticModel, at: tuple[int, ...], settings: Settings, seed: int
 ) -> dict[str, float]:
     """Test metrics of the original cut to a configuration and fine-tuned by itself."""
-    from secateur.compress.slimmable.sort import sort_channels
-
-    space, model = result.elastic.space, copy.deepcopy(workload.model)
+    space, model = elastic.space, copy.deepcopy(workload.model)
     names = list(space.channels(space.largest))
     sort_channels(model, space.groups, names, workload.example_input, workload.task_names, settings.order)
     space.channel_map(at).apply(model)
@@ -101,10 +121,11 @@ def separate(
     return evaluate(model, workload.test, workload.tasks)
 
 
-def judge_flops(result: Elastic, at: tuple[int, ...]) -> float:
-    from secateur.compress.slimmable.costs import Costing
-
-    return Costing(result.elastic.space).flops(at)
+def pruned(workload: Workload, share: float, settings: Settings, seed: int) -> dict[str, float]:
+    """Test metrics of the original pruned by PAGCP to a share of its FLOPs, fine-tuned for as many epochs."""
+    chosen = pagcp.Settings(epochs=settings.epochs, remove_dead=True)
+    budget = Budget.parse(f"flops<={100 * share:.3f}%")
+    return dict(pagcp.prune(workload, budget, Tolerance.parse("5%"), chosen, seed=seed).metrics)
 
 
 def volume(workload: Workload, before: dict[str, float], found: list[dict[str, float]]) -> float:
@@ -119,12 +140,10 @@ def volume(workload: Workload, before: dict[str, float], found: list[dict[str, f
     return hypervolume(np.array(points), REFERENCE) / (REFERENCE - 1) ** len(workload.tasks)
 
 
-def searched(result: Elastic, budgets: list[float]) -> list[dict[str, float]]:
+def searched(elastic: ElasticModel, table: ElasticTable, budgets: list[float]) -> list[dict[str, float]]:
     """At the FLOPs of each uniform width: mean scaled metric of that width, and of what the search finds."""
-    table, chooser = result.table, Chooser(result.table)
-    rows = table.rows.tolist()
-    found = []
-    for at, budget in zip(result.elastic.space.uniform(), budgets, strict=True):
+    rows, chooser, found = table.rows.tolist(), Chooser(table), []
+    for at, budget in zip(elastic.space.uniform(), budgets, strict=True):
         row = rows.index([at[place] for place in table.shared])
         chosen = {t: table.decoders[t].tolist().index([at[p] for p in table.decoder(t)]) for t in table.tasks}
         best = chooser.pick(Wish({"flops": budget}, objective="sum"))
@@ -149,24 +168,29 @@ def quality(table: Any, row: int, chosen: dict[str, int]) -> float:
 
 
 def show(runs: list[dict[str, Any]]) -> None:
+    table = Table("seed", "MFLOPs", "elastic Δ_MTL %", "separate", "PAGCP", "uniform q", "searched q")
+    for run in runs:
+        for each, choice in zip(run["widths"], run["searched"], strict=True):
+            deltas = [each.get(f"{name}_delta_mtl") for name in ("elastic", *PEERS)]
+            table.add_row(
+                str(run["seed"]), f"{each['flops'] / 1e6:.2f}",
+                *("–" if delta is None else f"{delta:+.2f}" for delta in deltas),
+                f"{choice['uniform']:.3f}", f"{choice['searched']:.3f}",
+            )  # fmt: skip
+    Console().print(table)
     for run in runs:
         volumes = run["hypervolume"]
-        say(
-            f"seed {run['seed']}: hypervolume {volumes['elastic']:.4f} elastic, {volumes['separate']:.4f} separate "
-            f"({100 * volumes['elastic'] / max(volumes['separate'], 1e-12):.1f} %), "
-            f"{run['flops_range']:.1f}x range of FLOPs"
-        )
-        for each in run["widths"]:
-            say(
-                f"  {each['flops'] / 1e6:8.2f} MFLOPs  Δ_MTL {each['elastic_delta_mtl']:+.2f} % elastic, "
-                f"{each['separate_delta_mtl']:+.2f} % separate"
-            )
+        shares = ", ".join(f"{100 * volumes['elastic'] / max(volumes[p], 1e-12):.1f} % of {p}" for p in PEERS)
+        say(f"seed {run['seed']}: hypervolume {volumes['elastic']:.4f}, {shares}; {run['flops_range']:.1f}x in FLOPs")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", help="a built-in name, or package.module:function")
+    parser.add_argument("--bundle", help="an elastic bundle of the workload to judge, instead of training one")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--widths", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path)
     return parser
