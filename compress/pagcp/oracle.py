@@ -24,6 +24,7 @@ from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Keep
 from secateur.compress.dataflow.mask import masked_state
+from secateur.compress.dataflow.replay import Values
 from secateur.compress.pagcp.prefix import Choice, Prefix
 from secateur.compress.speed import fast_layout, in_layout
 from secateur.core.errors import ModelError
@@ -183,6 +184,7 @@ class Session:
         self._before: list[Losses] = []
         self._seen: dict[tuple[int, ...], list[Losses]] = {}
         self._choices: dict[tuple[int, ...], Choice] = {}
+        self._fresh: dict[tuple[int, ...], dict[int, list[Values]]] = {}
 
     def guess(self, kept: Sequence[int], limits: Losses) -> bool:
         """What the first chunk says of a candidate: no proof, but cheap."""
@@ -205,9 +207,23 @@ class Session:
         while True:
             seen = self._seen.get(candidate, [])
             accepted = self._decided(seen, limits)
+            if accepted is False:
+                self._drop(candidate)
             if accepted is not None:
                 return Verdict(accepted, self._estimate(seen), len(seen))
             self._look(candidate)
+
+    def close(self, chosen: Sequence[int] | None) -> None:
+        """The group is decided: what the chosen candidate computed is the cache now, all else is dropped."""
+        if chosen is not None:
+            for number, fresh in self._fresh.pop(tuple(chosen), {}).items():
+                self._oracle.prefix.adopt(number, self._choices[tuple(chosen)].keep, fresh)
+        for candidate in list(self._fresh):
+            self._drop(candidate)
+
+    def _drop(self, candidate: tuple[int, ...]) -> None:
+        for fresh in self._fresh.pop(candidate, {}).values():
+            self._oracle.prefix.drop(fresh)
 
     def _look(self, candidate: tuple[int, ...]) -> None:
         """Run a candidate on its next chunk."""
@@ -217,8 +233,10 @@ class Session:
             self._before.append(oracle._task_losses(number, oracle.prefix.outputs(number, self._base)))
         if candidate not in self._choices:
             self._choices[candidate] = self._choose(candidate)
-        outputs = oracle.prefix.run(number, self._base, self._choices[candidate], self._dirty)
-        seen.append(oracle._task_losses(number, outputs))
+        run = oracle.prefix.run(number, self._base, self._choices[candidate], self._dirty)
+        if run.fresh is not None:
+            self._fresh.setdefault(candidate, {})[number] = run.fresh
+        seen.append(oracle._task_losses(number, run.outputs))
         oracle.spent.evaluations += 1
 
     def _choose(self, candidate: tuple[int, ...]) -> Choice:
@@ -241,12 +259,22 @@ class Session:
             return None
         estimate, errors = self._estimate(seen), self._oracle.standard_errors(seen, self._before)
         margins = [(limits[name] - estimate[name]) / max(errors[name], 1e-12) for name in limits]
-        if min(margins) > self._oracle.confidence:
+        needed = student(self._oracle.confidence, len(seen) - 1)
+        if min(margins) > needed:
             return True
-        return False if min(margins) < -self._oracle.confidence else None
+        return False if min(margins) < -needed else None
 
     def _estimate(self, seen: list[Losses]) -> Losses:
         return self._oracle.estimate(seen, self._before, self._current)
+
+
+def student(z: float, freedom: int) -> float:
+    """The quantile of Student's t that is as rare as `z` of a normal distribution: a spread that was estimated from few
+    chunks is itself uncertain. Expansion of Cornish and Fisher to the third order (Abramowitz and Stegun, 26.7.5)."""
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def means(losses: Sequence[Losses]) -> Losses:

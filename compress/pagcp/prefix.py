@@ -1,6 +1,7 @@
 """Prefix caching: every activation of the model as pruned so far, per calibration chunk, within a memory limit.
 
-A candidate re-runs only what its parameters reach. An accepted choice updates a chunk when that chunk is next used.
+A candidate re-runs only what its parameters reach. An accepted choice leaves what it computed in the cache; chunks
+that it was not run on follow when they are next used.
 """
 
 from __future__ import annotations
@@ -38,8 +39,21 @@ class _Cached:
     values: list[Values]
 
 
+@dataclass(frozen=True)
+class Run:
+    """The outputs of all graphs on one chunk, and the activations computed for them, where memory allows to hold
+    them."""
+
+    outputs: list[list[Any]]
+    fresh: list[Values] | None
+
+
 class Prefix:
-    """Runs the graphs on calibration chunks; `count(graph, calls)` is told what was run, None for all of it."""
+    """Runs the graphs on calibration chunks; `count(graph, calls)` is told what was run, None for all of it.
+
+    Attributes:
+        held: bytes of candidates' activations that wait for being adopted or dropped.
+    """
 
     def __init__(
         self,
@@ -52,6 +66,7 @@ class Prefix:
         self._groups, self._inputs, self._choice_of, self._count, self._limit = groups, inputs, choice_of, count, limit
         self._chunks: dict[int, _Cached] = {}
         self._bytes = 0
+        self.held = 0
 
     @property
     def filled(self) -> dict[int, Keep]:
@@ -67,30 +82,51 @@ class Prefix:
     def outputs(self, number: int, choice: Choice) -> list[list[Any]]:
         """The outputs of all graphs on one chunk for a choice of channels."""
         nothing = [frozenset[Node]()] * len(self._groups.masked)
-        return self.run(number, choice, choice, nothing)
+        return self.run(number, choice, choice, nothing).outputs
 
-    def run(self, number: int, base: Choice, candidate: Choice, dirty: Sequence[frozenset[Node]]) -> list[list[Any]]:
-        """The outputs of all graphs on one chunk for a candidate, re-running only `dirty` where the rest is cached for
-        the `base` that it differs from."""
+    def run(self, number: int, base: Choice, candidate: Choice, dirty: Sequence[frozenset[Node]]) -> Run:
+        """All graphs on one chunk for a candidate, re-running only `dirty` where the rest is cached for the `base` that
+        it differs from. What is held of it must be adopted or dropped."""
         chunk = self._follow(number, base)
-        results = []
+        holds = chunk is not None and self._bytes + self.held < self._limit
+        results, fresh = [], list[Values]()
         for position, masked in enumerate(self._groups.masked):
             only = None if chunk is None else dirty[position]
             values = None if chunk is None else chunk.values[position]
             if values is not None and not only:
                 results.append([values[node] for node in masked.replay.graph.outputs])
+                fresh.append({})
                 continue
-            outputs, _ = masked.run(self._inputs[number], candidate.state, candidate.gone, only=only, cached=values)
+            outputs, computed = masked.run(
+                self._inputs[number], candidate.state, candidate.gone, only=only, cached=values,
+                wanted=only if holds and only else (),
+            )  # fmt: skip
             self._count(position, only)
             results.append(outputs)
-        return results
+            fresh.append(computed)
+        if not holds:
+            return Run(results, None)
+        self.held += sum(map(_storage_bytes, fresh))
+        return Run(results, fresh)
+
+    def adopt(self, number: int, keep: Keep, fresh: Sequence[Values]) -> None:
+        """Take over what a candidate computed on a chunk, as it is the choice now."""
+        self.drop(fresh)
+        chunk = self._chunks[number]
+        for values, computed in zip(chunk.values, fresh, strict=True):
+            values.update(computed)
+        chunk.keep = keep
+
+    def drop(self, fresh: Sequence[Values]) -> None:
+        """What a candidate computed is not needed any more."""
+        self.held -= sum(map(_storage_bytes, fresh))
 
     def _follow(self, number: int, choice: Choice) -> _Cached | None:
         """The chunk's activations for a choice; None when memory does not allow to hold them."""
         chunk = self._chunks.get(number)
         if chunk is None:
             return self._fill(number, choice) if self._bytes < self._limit else None
-        changed = _changed(chunk.keep, choice.keep)
+        changed = differences(chunk.keep, choice.keep)
         if changed:
             parameters = [member.parameter for name in changed for member in self._groups[name].members]
             inputs, state, gone = self._inputs[number], choice.state, choice.gone
@@ -115,7 +151,7 @@ class Prefix:
         return chunk
 
 
-def _changed(one: Keep, other: Keep) -> list[str]:
+def differences(one: Keep, other: Keep) -> list[str]:
     """Names of the groups that two choices treat differently."""
     if one is other:
         return []

@@ -13,11 +13,13 @@ from torch import nn
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.dataflow.groups import Keep
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
 from secateur.compress.pagcp.hardware import device_counts
 from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
+from secateur.compress.pagcp.prefix import differences
 from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
 from secateur.compress.pagcp.settings import Settings
@@ -72,7 +74,7 @@ class Round:
         )
         self._refused: dict[str, Losses] = {}
         self._choices: list[Kept] = []
-        self._cached: dict[int, Kept] | None = None
+        self._cached: dict[int, int] | None = None
         self._costs = CostModel(self._groups)
         self._criterion = saliency.find(settings.saliency)
         self._evidence = evidence(self._criterion, self._groups, batches, workload.tasks)
@@ -153,6 +155,7 @@ class Round:
                     decision = self._decide(f"{label}/{name}", sequence, name, tau)
                     self._refused[name] = decision.refused_rise
                     sequence.apply(decision)
+                    self._note(sequence.kept)
                 tau *= scale
                 progress.advance()
         best = sequence.filtered(before)
@@ -169,26 +172,36 @@ class Round:
 
         def restore(document: Any) -> T:
             vars(spent).update(document["spent"])
-            self._cached = {int(chunk): self._choices[number] for chunk, number in document["cached"].items()}
+            self._cached = {int(chunk): number for chunk, number in document["cached"].items()}
             return decode(document["result"])
 
         def resumed() -> T:
             if self._cached is not None:
-                self._oracle.prefix.refill(self._cached)
+                self._oracle.prefix.refill({chunk: self._choices[number] for chunk, number in self._cached.items()})
                 self._cached = None
             return compute()
 
         def finished(result: T) -> dict[str, Any]:
             return {"result": encode(result), "spent": dict(vars(spent)), "cached": self._cache_state()}
 
-        if not self._choices or self._choices[-1] is not kept:
-            self._choices.append(kept)
+        self._note(kept)
         return self._journal.step(key, resumed, finished, restore)
 
+    def _note(self, kept: Kept) -> None:
+        """Number the choices of channels as they come."""
+        if not self._choices or self._choices[-1] is not kept:
+            self._choices.append(kept)
+
     def _cache_state(self) -> dict[str, int]:
-        """For each chunk whose activations are cached, to which of the choices so far they belong."""
-        numbers = {id(kept): number for number, kept in enumerate(self._choices)}
-        return {str(chunk): numbers[id(keep)] for chunk, keep in self._oracle.prefix.filled.items()}
+        """For each chunk whose activations are cached, to which choice they belong: one of those so far, or the next,
+        which a decision has just made."""
+        return {str(chunk): self._number_of(keep) for chunk, keep in self._oracle.prefix.filled.items()}
+
+    def _number_of(self, keep: Keep) -> int:
+        for number in reversed(range(len(self._choices))):
+            if not differences(keep, self._choices[number]):
+                return number
+        return len(self._choices)
 
 
 def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:

@@ -170,6 +170,7 @@ class Sequence:
         self._count_published(name, search.counts, best)
         self.oracle.spent.not_monotone += search.not_monotone
         chosen = kept if best is None else search.keep(best)
+        session.close(None if best is None else chosen.tolist())
         widths = self._widths({name: len(chosen)})
         return Decision(
             name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials(search),

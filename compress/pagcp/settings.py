@@ -50,7 +50,7 @@ class Settings:
         calibration_samples: samples of the calibration loader that the oracle uses; None for all.
         chunks: parts of the calibration samples that the oracle runs one by one; the more, the sooner it can stop.
         confidence: standard errors that a loss must be away from its limit for the oracle to decide on a part of the
-            samples; None to look at all of them.
+            samples (as of a normal distribution; Student's t is used); None to look at all of them.
     """
 
     local_tolerance: float = 0.1
@@ -78,7 +78,7 @@ class Settings:
     cache_limit: int = 2 * 2**30
     remove_dead: bool = False
     calibration_samples: int | None = 256
-    chunks: int = 32
+    chunks: int = 64
     confidence: float | None = 2.5
     feature_distillation: float = 0.0
     weighting: str = "fixed"

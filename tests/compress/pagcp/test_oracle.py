@@ -12,7 +12,7 @@ from published_loop import plain_losses
 
 from secateur.compress.dataflow import trace
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
-from secateur.compress.pagcp.oracle import Oracle, means
+from secateur.compress.pagcp.oracle import Oracle, means, student
 from secateur.compress.pagcp.prefix import Prefix
 from secateur.core.task import Workload
 
@@ -113,3 +113,25 @@ def test_the_cache_follows_the_choice_it_is_asked_for_and_keeps_to_its_limit(squ
                 torch.testing.assert_close(one, other)
     assert list(judge.prefix.filled) == [1]
     assert not bare.filled
+
+
+def test_what_an_accepted_candidate_computed_is_the_cache_afterwards(squares: Workload) -> None:
+    judge, kept = oracle(squares, None), list(range(4, 16))
+    session = judge.at({}, GROUP, means(list(judge.chunk_losses({}))))
+    session.judge(kept, {"quadrant": 1e9, "brightness": 1e9})
+    session.judge([0], {"quadrant": 0.0, "brightness": 0.0})
+    session.close(kept)
+    spent, choice = judge.spent.forward_flops, judge.choice({GROUP: np.array(kept)})
+    bare = Prefix(judge.groups, [inputs for inputs, _ in judge.batches], judge.choice, lambda *_: None, 0)
+    for number in range(len(judge.batches)):
+        for one, other in zip(judge.prefix.outputs(number, choice), bare.outputs(number, choice), strict=True):
+            for cached, computed in zip(one, other, strict=True):
+                assert torch.equal(cached, computed)
+    assert judge.spent.forward_flops == spent, "nothing had to be run again"
+    assert judge.prefix.held == 0, "what was not accepted is not held"
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(5, 3.816), (10, 3.042), (1000, 2.5045)])
+def test_few_chunks_must_be_further_away(freedom: int, quantile: float) -> None:
+    """The quantiles of Student's t at 0.99379, the share of a normal distribution below 2.5 (from scipy)."""
+    assert student(2.5, freedom) == pytest.approx(quantile, rel=0.01)
