@@ -75,7 +75,7 @@ class ChannelMap:
 
     def then(self, later: ChannelMap) -> ChannelMap:
         """The map of this cut followed by a later one on the result. What is taken out later needs no cut before."""
-        later = later._renamed(self._original)
+        later = later._renamed(self.original)
         kept = {name: dict(dims) for name, dims in self.kept.items()}
         for name, dims in later.kept.items():
             for dim, index in dims.items():
@@ -100,7 +100,7 @@ class ChannelMap:
             {rename(name): index for name, index in self.lists.items()},
         )
 
-    def _original(self, name: str) -> str:
+    def original(self, name: str) -> str:
         """The name that a parameter of the cut model had before its list was cut."""
         for path, index in self.lists.items():
             if name.startswith(f"{path}."):

@@ -187,8 +187,7 @@ def load_model(bundle: Bundle, factory: Callable[[], nn.Module], point: int | No
     number = bundle.manifest.chosen if point is None else point
     if not 0 <= number < len(points):
         raise BundleError(f"{bundle.path} has no point {number}", f"it has {len(points)}, counted from 0")
-    model = copy.deepcopy(factory())
-    _read_channel_map(bundle.checked_file(points[number].channels)).apply(model)
+    model = cut_model(bundle, factory, number)
     state = _read_tensors(bundle.checked_file(points[number].weights))
     try:
         model.load_state_dict(state)
@@ -198,6 +197,17 @@ def load_model(bundle: Bundle, factory: Callable[[], nn.Module], point: int | No
             f"the bundle's weights do not fit the model: {reason}", "load the bundle with the class it was made from"
         ) from error
     return model.eval()
+
+
+def cut_model(bundle: Bundle, factory: Callable[[], nn.Module], number: int) -> nn.Module:
+    """A full-size instance of the model's class cut to the sizes of a point; its weights are still the factory's.
+
+    Raises:
+        BundleError: as `load_model`.
+    """
+    model = copy.deepcopy(factory())
+    _read_channel_map(bundle.checked_file(bundle.manifest.points[number].channels)).apply(model)
+    return model
 
 
 def _read_channel_map(path: Path) -> ChannelMap:

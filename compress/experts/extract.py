@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from secateur.compress.channel_map import ChannelMap
 from secateur.compress.compressed import Compressed, CompressedPoint
 from secateur.compress.dataflow import from_graphs
 from secateur.compress.experts import removal
+from secateur.compress.experts.bank import FILE as BANK
+from secateur.compress.experts.bank import check_sets, make_bank, places_of
 from secateur.compress.experts.cutting import Keep, dead_map, expert_map
 from secateur.compress.experts.evidence import largest_difference, overlaps
 from secateur.compress.experts.layers import ExpertLayer, find
@@ -36,6 +38,7 @@ from secateur.compress.pagcp.oracle import Spent
 from secateur.core.budget import Budget, Limit, Tolerance, figure
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError
+from secateur.core.files import canonical_json
 from secateur.core.predict import check, evaluate
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
@@ -52,14 +55,16 @@ def extract(
     tolerance: Tolerance | None = None,
     settings: Settings | None = None,
     *,
+    sets: Sequence[Sequence[str]] = (),
     seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
-) -> Compressed:
+) -> Extracted:
     """Extract the model that some tasks need. The workload's own model is not changed.
 
     Args:
         tasks: to keep; all by default.
+        sets: of these tasks, between which a device switches: each point gets a bank, see `bank`.
         budget: limits on flops, params, memory or size, in relation to the whole multi-task model; without one, the
             exact extraction is the result.
         tolerance: allowed relative drop of each kept task's metric, checked on the test split at the end.
@@ -70,25 +75,37 @@ def extract(
     """
     started = time.monotonic()
     names = tuple(workload.task_names if tasks is None else tasks)
-    run = _Run(workload, names, budget or Budget(), tolerance or Tolerance(), settings or Settings(), seed)
+    check_sets(sets)
+    run = _Run(workload, names, budget or Budget(), tolerance or Tolerance(), settings or Settings(), seed, sets)
     journal = Journal(state, run.identity(), resume=resume)
     points = run.points(journal)
-    return Compressed(
+    return Extracted(
         run.kept, "experts", run.budget, run.tolerance, points, len(points) - 1, run.before, run.metrics_before,
         run.misses(points[-1]), run.history(), dict(vars(run.spent)), run.settings.as_json(), seed,
-        time.monotonic() - started,
+        time.monotonic() - started, run.banks,
     )  # fmt: skip
+
+
+@dataclass
+class Extracted(Compressed):
+    """An extraction; `banks` has one document for each point, if sets of tasks were asked for."""
+
+    banks: list[Any] = field(default_factory=list)
+
+    def write_more(self, folder: Path) -> None:
+        for number, bank in enumerate(self.banks):
+            (folder / "points" / f"{number:02d}" / BANK).write_text(canonical_json(bank), encoding="utf-8")
 
 
 class _Run:
     def __init__(
         self, workload: Workload, tasks: tuple[str, ...], budget: Budget, tolerance: Tolerance, settings: Settings,
-        seed: int,
+        seed: int, sets: Sequence[Sequence[str]],
     ) -> None:  # fmt: skip
         self.whole, self.budget, self.tolerance, self.settings, self.seed = workload, budget, tolerance, settings, seed
         if not tasks:
             raise BudgetError("no task is kept", f"the tasks are: {', '.join(workload.task_names)}")
-        self.kept = workload.select_tasks(tasks)
+        self.kept, self.sets, self.banks = workload.select_tasks(tasks), sets, list[Any]()
         tolerance.check(self.kept.task_names)
         _check_budget(budget)
         self.layers = find(workload.model)
@@ -112,15 +129,17 @@ class _Run:
         self.table = self._calibrate(journal, model, "calibrate", whole.task_names)
         keep = {layer.path: self._used(layer) for layer in find(model)}
         channels = self._cut(model, channels, expert_map(model, find(model), keep))
-        channels = self._cut(model, channels, self._dead(model))
+        channels = self._cut(model, channels, _dead(model, self.kept))
         self.exact = journal.step("exact", lambda: largest_difference(reference, model, self.kept), dict, dict)
         found = [self._point(journal, model, channels, "exact")]
+        self._bank(journal, model, "exact")
         rounds = self.settings.points if self.budget.misses(found[0].costs, self.before) else 0
         for number in range(rounds):
             small = self._remove(journal, model, number, self._limits(number, rounds, found[0].costs))
             channels = self._cut(model, channels, small)
             self._finetune(journal, model, number, rounds)
             found.append(self._point(journal, model, channels, f"round{number}"))
+            self._bank(journal, model, f"round{number}")
         self._note_misses(journal, reference)
         return found
 
@@ -129,17 +148,16 @@ class _Run:
         if self.settings.order != "contribution":
             return list(range(layer.experts))
         used = set(self.table.used(self.kept.task_names, layer.path))
-        return [place for place, number in enumerate(layer.kept.tolist()) if number in used]
+        return places_of(layer, used)
 
     def _cut(self, model: nn.Module, channels: ChannelMap, cut: ChannelMap) -> ChannelMap:
         cut.apply(model)
         return channels.then(cut)
 
-    def _dead(self, model: nn.Module) -> ChannelMap:
-        inputs, _ = next(iter(self.kept.calibration))
-        traceable = twinned(model)
-        groups = from_graphs(traceable, capture_tasks(traceable, inputs, self.kept.task_names))
-        return dead_map(groups, inputs, self.kept.tasks)
+    def _bank(self, journal: Journal, model: nn.Module, label: str) -> None:
+        if self.sets:
+            table = self._calibrate(journal, model, f"{label}/bank", self.kept.task_names)
+            self.banks.append(make_bank(model, self.kept, table, self.sets, _dead))
 
     def _calibrate(self, journal: Journal, model: nn.Module, label: str, tasks: Iterable[str]) -> Table:
         table = Table()
@@ -272,6 +290,14 @@ class _Run:
             "drop": str(self.tolerance), "seed": self.seed, "settings": self.settings.as_json(),
             "model": _fingerprint(self.whole.model),
         }  # fmt: skip
+
+
+def _dead(model: nn.Module, workload: Workload) -> ChannelMap:
+    """What no task of a workload needs of a model."""
+    inputs, _ = next(iter(workload.calibration))
+    traceable = twinned(model)
+    groups = from_graphs(traceable, capture_tasks(traceable, inputs, workload.task_names))
+    return dead_map(groups, inputs, workload.tasks)
 
 
 def _exact_decision(layer: ExpertLayer, record: Mapping[str, Any]) -> dict[str, Any]:

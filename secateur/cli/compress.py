@@ -66,8 +66,11 @@ def compress(
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="Of slimmable's ONNX files: if, files or auto.")] = "auto",
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Of experts: tasks to keep, depth,normals.", show_default=False)
-    ] = None,
+        list[str],
+        typer.Option(
+            "--tasks", help="Of experts: tasks to keep, depth,normals; several sets make a bank.", show_default=False
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Of experts: a smaller number for each token.", show_default=False)
     ] = None,
@@ -106,7 +109,7 @@ def compress(
             f'this version compresses with "pagcp", "slimmable", "experts" or "experts,pagcp", not "{method}"',
             param_hint="--method",
         )
-    if tasks is not None or top_k is not None:
+    if tasks or top_k is not None:
         raise typer.BadParameter("only an extraction keeps some tasks: --method experts", param_hint="--tasks")
 
     def work(command: str) -> Bundle:

@@ -21,7 +21,7 @@ def expert_work(
     command: str,
     *,
     output: Path | None,
-    tasks: str | None,
+    tasks: Sequence[str],
     budget: Sequence[str],
     drop: Sequence[str],
     top_k: int | None,
@@ -37,9 +37,10 @@ def expert_work(
     from secateur.verbs.sources import find_workload
 
     found = find_workload(workload)
-    kept = (tasks or "all").replace(",", "-").replace(" ", "")
+    kept = "-and-".join(tasks or ["all"]).replace(",", "-").replace(" ", "")
+    sets = [one.split(",") for one in tasks]
     return extract_to_bundle(
-        found, output or RUNS / f"{file_name(found.name)}-{kept}", tasks, budget, drop,
+        found, output or RUNS / f"{file_name(found.name)}-{kept}", sets or None, budget, drop,
         settings=settings_of(None, top_k, epochs, rounds), prune=method == "experts,pagcp", targets=targets, seed=seed,
         resume=resume, force=force, command=command,
     )  # fmt: skip

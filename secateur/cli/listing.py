@@ -65,6 +65,12 @@ def show_inspection(console: Console, found: Inspection) -> None:
             f"{layer['path']}: {layer['experts']} experts of {units.size(layer['expert_bytes'])}, "
             f"{layer['top_k']} for each token"
         )
+    if found.bank:
+        for each in found.bank["sets"]:
+            console.print(f"for {', '.join(each['tasks'])} a device loads {units.size(each['bytes'])}")
+        separate = sum(each["bytes"] for each in found.bank["sets"])
+        stored = units.size(found.bank["stored_bytes"])
+        console.print(f"the bank stores {stored}; models of their own would take {units.size(separate)}")
     if found.dead:
         console.print(f"no task needs: {', '.join(found.dead)}")
 

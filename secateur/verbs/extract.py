@@ -20,11 +20,12 @@ from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
 
 METHODS = ("experts", "experts,pagcp")
+AnyTasks = str | Iterable[str | Iterable[str]] | None
 
 
 def extract(
     workload: AnyWorkload,
-    tasks: str | Iterable[str] | None = None,
+    tasks: AnyTasks = None,
     budget: AnyBudget = None,
     drop: AnyDrop = None,
     *,
@@ -41,7 +42,8 @@ def extract(
 
     Args:
         workload: or its reference: a built-in name or `package.module:function`.
-        tasks: to keep, `"depth"`, `"depth,normals"` or a list; all by default.
+        tasks: to keep, `"depth"`, `"depth,normals"` or a list; all by default. A list of lists are sets of tasks
+            between which a device switches: the bundle is a bank then, see `secateur.compress.experts.bank`.
         budget: `"params<=30%"` of the whole multi-task model, or several; without one every expert stays that the tasks
             use on the calibration data, and the result computes the same on it, bit for bit.
         drop: allowed relative drop of the metrics, as for `prune`.
@@ -58,7 +60,7 @@ def extract(
     folder = None if state is None else Path(state)
     found, limits, tolerance = find_workload(workload), Budget.parse(budget), Tolerance.parse(drop)
     given = settings_of(settings, top_k, epochs, rounds)
-    result = _run(found, _names(tasks), limits, tolerance, given, prune, seed, folder, resume)
+    result = _run(found, _sets(tasks), limits, tolerance, given, prune, seed, folder, resume)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -67,7 +69,7 @@ def extract(
 def extract_to_bundle(
     workload: AnyWorkload,
     output: str | os.PathLike[str],
-    tasks: str | Iterable[str] | None = None,
+    tasks: AnyTasks = None,
     budget: AnyBudget = None,
     drop: AnyDrop = None,
     *,
@@ -85,12 +87,13 @@ def extract_to_bundle(
         OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
         ExportError, ParityError: the artefact does not compute the same; the bundle is kept without it.
     """
-    limits, tolerance, names = Budget.parse(budget), Tolerance.parse(drop), _names(tasks)
+    limits, tolerance, sets = Budget.parse(budget), Tolerance.parse(drop), _sets(tasks)
     given = settings or experts.Settings()
-    what = f"extracting {', '.join(names) if names else 'all tasks'} to {limits if limits else 'what they use'}"
+    names = "; ".join(", ".join(names) for names in sets) or "all tasks"
+    what = f"extracting {names} to {limits if limits else 'what they use'}"
     return staged(
         workload, output, what,
-        lambda found, state: _run(found, names, limits, tolerance, given, prune, seed, state, resume),
+        lambda found, state: _run(found, sets, limits, tolerance, given, prune, seed, state, resume),
         targets=targets, resume=resume, force=force, command=command,
     )  # fmt: skip
 
@@ -105,15 +108,22 @@ def settings_of(
 
 
 def _run(
-    workload: Workload, tasks: tuple[str, ...] | None, limits: Budget, tolerance: Tolerance, settings: experts.Settings,
+    workload: Workload, sets: list[tuple[str, ...]], limits: Budget, tolerance: Tolerance, settings: experts.Settings,
     prune: bool, seed: int, state: Path | None, resume: bool,
 ) -> Compressed:  # fmt: skip
     if prune and not limits:
         raise BudgetError("no budget is given to prune to", 'for example: --budget "flops<=10%"')
+    several = sets if len(sets) > 1 else []
+    if prune and several:
+        raise BudgetError(
+            "channels are pruned for one set of tasks, and several are given", "join them: --tasks depth,normals"
+        )
+    tasks = tuple(dict.fromkeys(name for names in sets for name in names)) if sets else None
     folder = None if state is None else state / "experts"
     first = experts.extract(
-        workload, tasks, None if prune else limits, tolerance, settings, seed=seed, state=folder, resume=resume
-    )
+        workload, tasks, None if prune else limits, tolerance, settings, sets=several, seed=seed, state=folder,
+        resume=resume,
+    )  # fmt: skip
     if not prune:
         return first
     second = pagcp.Settings(epochs=settings.epochs, rounds=settings.points)
@@ -121,7 +131,15 @@ def _run(
     return then_prune(first, limits, tolerance, second, seed=seed, state=folder, resume=resume)
 
 
-def _names(tasks: str | Iterable[str] | None) -> tuple[str, ...] | None:
+def _sets(tasks: AnyTasks) -> list[tuple[str, ...]]:
+    """Sets of tasks: one, unless several are given as lists of their own."""
     if tasks is None:
-        return None
-    return tuple(part.strip() for part in tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
+        return []
+    parts = [tasks] if isinstance(tasks, str) else list(tasks)
+    if all(isinstance(part, str) for part in parts):
+        parts = [",".join(map(str, parts))]
+    return [_names(part) for part in parts]
+
+
+def _names(tasks: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (tasks.split(",") if isinstance(tasks, str) else tasks))

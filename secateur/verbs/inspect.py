@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.experts.banked import Bank, has_bank
 from secateur.compress.experts.layers import look_for
 from secateur.compress.pagcp.round import describe_groups
 from secateur.core.bundle import Bundle
@@ -36,6 +37,7 @@ class Inspection:
         dead: modules that no task's prediction depends on.
         uncounted: op → number of its calls that count no FLOPs by convention.
         experts: path, number, top-k and bytes of one expert of each mixture of experts.
+        bank: of a bank of task sets, bytes of each set's model and of what is stored for all.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Inspection:
     tasks: dict[str, TaskCost]
     uncounted: dict[str, int]
     experts: list[dict[str, Any]] = field(default_factory=list)
+    bank: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document of `inspect --json`."""
@@ -59,6 +62,7 @@ class Inspection:
             },
             "uncounted": self.uncounted,
             "experts": self.experts,
+            "bank": self.bank,
         }
 
 
@@ -74,7 +78,8 @@ def inspect(thing: AnyWorkload | AnyBundle, *, workload: AnyWorkload | None = No
     if isinstance(thing, Bundle) or looks_like_bundle(thing):
         bundle = open_bundle(thing)  # type: ignore[arg-type]
         found = workload_of(bundle, workload)
-        return _inspect(bundle.path.name, compressed_model(bundle, found), found)
+        inspected = _inspect(bundle.path.name, compressed_model(bundle, found), found)
+        return replace(inspected, bank=Bank(bundle, lambda: found.model).describe()) if has_bank(bundle) else inspected
     found = find_workload(thing)  # type: ignore[arg-type]
     return _inspect(found.name, found.model, found)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from secateur.compress.compressed import load_model
+from secateur.compress.experts.banked import Bank
 from secateur.core.bundle import Bundle, Manifest
 from secateur.verbs.export import Artefact, export
 from secateur.verbs.sources import AnyBundle, compressed_model, open_bundle, workload_of
@@ -45,6 +46,20 @@ class Loaded:
         if factory is not None:
             return load_model(self.bundle, factory, point)
         return compressed_model(self.bundle, workload_of(self.bundle), point)
+
+    def bank(self, factory: Callable[[], nn.Module] | None = None) -> Bank:
+        """The bank of task sets that the bundle is: models that share their trunk, each loaded by the bytes it needs.
+
+        Args:
+            factory: as for `model`.
+
+        Raises:
+            BundleError: the bundle is no bank, or a damaged one.
+        """
+        if factory is None:
+            found = workload_of(self.bundle)
+            factory = found.factory or (lambda: found.model)
+        return Bank(self.bundle, factory)
 
 
 def load(path: AnyBundle) -> Loaded:
