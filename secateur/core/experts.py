@@ -14,7 +14,7 @@ are kept without renormalising. Mixtral (Jiang et al., 2024) renormalises them a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,14 @@ class ExpertWeights:
         hidden = act(up) if self.glu is None else act(F.linear(x, self.glu[number])) * up
         return F.linear(hidden, self.down[number], None if self.down_bias is None else self.down_bias[number])
 
+    def queued(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Each expert's output for its own tokens: x [T, width] sorted by expert, `counts` of each. Experts without
+        tokens are not touched."""
+        up = _queued(x, counts, self.up, self.up_bias)
+        act = ACTIVATIONS[self.activation]
+        hidden = act(up) if self.glu is None else act(_queued(x, counts, self.glu, None)) * up
+        return _queued(hidden, counts, self.down, self.down_bias)
+
     def all(self, x: Tensor) -> Tensor:
         """Every expert's output for its own tokens [E, T, width], or for the same ones [1, T, width]."""
         up = x @ self.up.transpose(1, 2)
@@ -59,6 +67,14 @@ class ExpertWeights:
         hidden = act(up) if self.glu is None else act(x @ self.glu.transpose(1, 2)) * up
         down = hidden @ self.down.transpose(1, 2)
         return down if self.down_bias is None else down + self.down_bias.unsqueeze(1)
+
+
+def _queued(x: Tensor, counts: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One matrix product for each expert that has tokens; [T, outputs] in the order of the tokens."""
+    biases = [None] * len(weight) if bias is None else bias.unbind()
+    parts = zip(x.split(list(counts)), weight.unbind(), biases, counts, strict=True)
+    found = [F.linear(part, one, shift) for part, one, shift, count in parts if count]
+    return torch.cat(found) if found else x.new_zeros(0, weight.shape[1])
 
 
 def route(scores: Tensor, k: int, renormalise: bool = False) -> tuple[Tensor, Tensor]:
@@ -111,21 +127,18 @@ def dense_gates(scores: Tensor, k: int, renormalise: bool = False) -> Tensor:
 
 
 def sparse(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
-    """Tokens sorted by expert, one matrix product for each expert that has any, and added back in that order."""
+    """Tokens sorted by expert, one matrix product for each expert that has any, and brought back to their places."""
     gates, index = route(scores, k, renormalise)
     order, counts = by_expert(index, len(weights))
-    rows = order // index.shape[-1]
-    gathered, start, outputs = x[rows], 0, []
-    for number, count in enumerate(counts.tolist()):
-        if count:
-            outputs.append(weights.expert(number, gathered[start : start + count]))
-            start += count
-    mixed = torch.cat(outputs) if outputs else gathered
-    return _add_back(x, rows, mixed * gates.flatten()[order].unsqueeze(-1))
+    outputs = weights.queued(x.index_select(0, order // index.shape[-1]), counts.tolist())
+    return _back(outputs, order, gates)
 
 
-def _add_back(x: Tensor, rows: Tensor, weighted: Tensor) -> Tensor:
-    return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, rows, weighted)
+def _back(outputs: Tensor, order: Tensor, gates: Tensor) -> Tensor:
+    """Outputs in the order of the queues, weighted and summed for each token [T, width]."""
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    mixed = outputs.index_select(0, places).view(*gates.shape, outputs.shape[-1])
+    return (mixed * gates.unsqueeze(-1)).sum(1)
 
 
 def by_expert(index: Tensor, experts: int) -> tuple[Tensor, Tensor]:
@@ -138,11 +151,11 @@ def batched(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormali
     """Every expert's queue padded to the longest, then batched products [E, longest, width]."""
     gates, index = route(scores, k, renormalise)
     order, counts = by_expert(index, len(weights))
-    rows, chosen = order // index.shape[-1], index.flatten()[order]
+    chosen = index.flatten()[order]
     place = torch.arange(len(order), device=x.device) - (counts.cumsum(0) - counts)[chosen]
     queues = x.new_zeros(len(weights), int(counts.max()), x.shape[-1])
-    mixed = weights.all(queues.index_put((chosen, place), x[rows]))[chosen, place]
-    return _add_back(x, rows, mixed * gates.flatten()[order].unsqueeze(-1))
+    filled = queues.index_put((chosen, place), x.index_select(0, order // index.shape[-1]))
+    return _back(weights.all(filled)[chosen, place], order, gates)
 
 
 def unrolled(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
