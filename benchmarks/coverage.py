@@ -146,11 +146,15 @@ def share(groups: Any) -> float:
     """The share of parameter elements that some prunable group removes a part of."""
     import torch
 
-    touched = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in groups.model.named_parameters()}
+    from secateur.compress.channel_map import named_tensors
+
+    tensors = named_tensors(groups.model)  # shared ones by all of their names
+    touched = {p: torch.zeros(p.shape, dtype=torch.bool) for p in groups.model.parameters()}
     for group in groups.prunable:
         for member in group.members:
-            if member.parameter in touched:
-                touched[member.parameter].index_fill_(member.dim, torch.from_numpy(member.index.ravel()), True)
+            if tensors[member.parameter] in touched:
+                index = torch.from_numpy(member.index.ravel())
+                touched[tensors[member.parameter]].index_fill_(member.dim, index, True)
     return sum(int(mask.sum()) for mask in touched.values()) / params(groups.model)
 
 

@@ -3,7 +3,8 @@
 Costs, channel dataflow and the pruning oracle all read this graph. It is taken *before* decomposition, because that
 form still shows what later passes remove: branches whose result is dropped, and `chunk` as the user wrote it. Only
 where the forward writes to a tensor through a view (`x[:, :4] += y`), which that form cannot express as a flow of
-values, the graph is made functional first.
+values, or runs a part of itself under autocast or no_grad, which that form keeps as graphs of their own, the graph is
+made functional first.
 """
 
 from __future__ import annotations
@@ -136,6 +137,13 @@ def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str 
     finally:
         for module, mode in was_training.items():
             module.training = mode
+    branches = _nested(program)
+    if branches:
+        place = module_path(branches[0]) or "the model"
+        raise ModelError(
+            f"{place} chooses while it runs what to compute ({op_name(branches[0])})",
+            "take the branch out of forward, or wrap the part that always runs",
+        )
     return _read(program)
 
 
@@ -156,7 +164,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         try:
             with _quiet():
                 program = torch.export.export(model, args, kwargs, strict=strict)
-                return program.run_decompositions({}) if _writes_unseen(program) else program
+                return program.run_decompositions({}) if _writes_unseen(program) or _nested(program) else program
         except Exception as error:  # torch.export raises errors of many unrelated types
             failures.append(error)
     first = failures[0]
@@ -166,6 +174,12 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         "remove control flow that depends on tensor values from forward, or wrap the traceable part; "
         "--debug shows the whole message",
     ) from first
+
+
+def _nested(program: torch.export.ExportedProgram) -> list[Node]:
+    """Calls that run graphs of their own: the parts under autocast or no_grad, the branches of a condition."""
+    nodes = program.graph.nodes
+    return [node for node in nodes if any(used.op == "get_attr" for used in node.all_input_nodes)]
 
 
 def _writes_unseen(program: torch.export.ExportedProgram) -> bool:

@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvNd
 from secateur.compress.dataflow.groups import Index
 from secateur.compress.dataflow.space import Channels, Components
 from secateur.profiles.graph import Graph, module_path, op_name, shape
+from secateur.profiles.macs import arguments
 
 SIZED = frozenset(
     ("view", "reshape", "unflatten", "_unsafe_view", "split", "split_with_sizes", "slice", "narrow", "expand",
@@ -37,6 +38,8 @@ _OWN = (_ConvNd, nn.Linear, _NormBase, nn.Embedding, nn.PReLU)
 """Layers whose size attributes follow from their tensors."""
 
 Size = int | list[int]
+Parts = dict[tuple[int, ...], dict[int, Index]]
+"""A list of sizes → its places → the components that they count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +96,10 @@ class Scopes:
     """Which sizes the code of each module can know: its own attributes, its children's, and its parents'."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = {path: frozenset(size for *_, size in integers(module)) for path, module in model.named_modules()}
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._own = {path: frozenset(size for *_, size in integers(module)) for path, module in modules.items()}
         self._around: dict[str, frozenset[int]] = {}
-        self._children = {path: [name for name, _ in module.named_children()] for path, module in model.named_modules()}
+        self._children = {path: [name for name, _ in module.named_children()] for path, module in modules.items()}
 
     def sizes(self, path: str) -> frozenset[int]:
         if path not in self._around:
@@ -114,13 +118,21 @@ def _parents(path: str) -> list[str]:
     return found
 
 
-def sized_arrays(graphs: Iterable[Graph], labels: Mapping[Node, Any]) -> dict[str, list[Channels]]:
-    """For every module the channels of the dimensions that its own calls give sizes for."""
+def first_paths(model: nn.Module) -> dict[str, str]:
+    """Every path of a module → the first one that it is known by; a shared module has several."""
+    first = {module: path for path, module in model.named_modules()}
+    return {path: first[module] for path, module in model.named_modules(remove_duplicate=False)}
+
+
+def sized_arrays(model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any]) -> dict[str, list[Channels]]:
+    """For every module, by the first of its paths, the channels of the dimensions that its own calls give sizes for."""
     found: dict[str, list[Channels]] = defaultdict(list)
+    canonical = first_paths(model)
     for graph in graphs:
         for node in graph.nodes:
             if op_name(node) in SIZED:
-                found[module_path(node)] += _arrays(node, labels)
+                path = module_path(node)
+                found[canonical.get(path, path)] += _arrays(node, labels)
     return found
 
 
@@ -143,39 +155,67 @@ def bindings(
     model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any], components: Components
 ) -> tuple[Binding, ...]:
     """The attributes that count channels which may be cut."""
-    cuttable = _cuttable(components)
+    cuttable, parts = _cuttable(components), _listed_parts(model, graphs, labels, components)
     arrays = {
         path: _by_size([components.of[channels] for channels in found], cuttable)
-        for path, found in sized_arrays(graphs, labels).items()
+        for path, found in sized_arrays(model, graphs, labels).items()
     }
     found: list[Binding] = []
     for path, module in model.named_modules():
-        found += _bind(path, module, arrays.get(path, {}))
+        found += _bind(path, module, arrays.get(path, {}), parts.get(path, {}))
     bound = {(binding.module, len(binding.components)) for binding in found}
     for path, module in model.named_modules():
         for child, _ in module.named_children():
             inner = f"{path}.{child}" if path else child
-            for binding in _bind(path, module, arrays.get(inner, {}), sequences=False):
+            for binding in _bind(path, module, arrays.get(inner, {})):
                 if not {(path, len(binding.components)), (inner, len(binding.components))} & bound:
                     found.append(binding)
     return tuple(found)
 
 
 def _bind(
-    path: str, module: nn.Module, arrays: Mapping[int, list[Index]], *, sequences: bool = True
+    path: str, module: nn.Module, arrays: Mapping[int, list[Index]], parts: Parts | None = None
 ) -> Iterator[Binding]:
+    """The attributes of one module: whole lists of sizes that a call splits by first; entries of other lists only where
+    `parts` are given."""
     own = list(integers(module)) if arrays else []
     scalars = {size for _, place, size in own if place is None}
     met: dict[tuple[str, int], int] = defaultdict(int)
+    listed = {name: parts[key] for name, key in _lists(module, own) if key in parts} if parts else {}
     for name, place, size in own:
-        if size not in arrays:
+        if name in listed and place in listed[name]:
+            yield Binding(path, name, place, listed[name][place])
+        if size not in arrays or name in listed:
             continue
         if place is None:
             yield Binding(path, name, None, _fitting(name, arrays[size]))
-        elif sequences and size not in scalars:
+        elif parts is not None and size not in scalars:
             candidates = arrays[size]
             yield Binding(path, name, place, candidates[min(met[name, size], len(candidates) - 1)])
             met[name, size] += 1
+
+
+def _lists(module: nn.Module, own: Iterable[tuple[str, int | None, int]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(attribute, value) of a module's own sequences of sizes."""
+    for name in dict.fromkeys(name for name, place, _ in own if place is not None):
+        yield name, tuple(getattr(module, name))
+
+
+def _listed_parts(
+    model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any], components: Components
+) -> dict[str, Parts]:
+    """For every module the lists of sizes that its own calls split by → the channels of each labelled part."""
+    found: dict[str, Parts] = defaultdict(dict)
+    canonical = first_paths(model)
+    for graph in graphs:
+        for node in graph.nodes:
+            sizes = node.args[1] if op_name(node) in ("split", "split_with_sizes") else None
+            if isinstance(sizes, (list, tuple)) and isinstance(labels.get(node), list):
+                dim = int(arguments(node).get("dim") or 0) % len(shape(node.args[0]))  # type: ignore[arg-type]
+                parts = {place: components.of[part[dim]] for place, part in enumerate(labels[node]) if dim in part}
+                path = module_path(node)
+                found[canonical.get(path, path)].setdefault(tuple(map(int, sizes)), parts)  # type: ignore[arg-type]
+    return found
 
 
 def _fitting(name: str, candidates: list[Index]) -> Index:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.fx import Node
 
 from secateur.compress.channel_map import ChannelMap, Index, named_tensors, within
 from secateur.compress.dataflow.attributes import Binding, resized
+from secateur.compress.dataflow.coupling import Coupling
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
@@ -30,7 +32,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         dead: topmost paths of modules that no output in evaluation mode depends on.
         removable: those of them that the model runs without, as found by trial.
         trains: whether training mode could be traced too, so that auxiliary heads are cut along.
-        splitting: paths of modules whose own code splits channels, into heads, say.
+        couplable: path of a module whose code may take one size from another → how (see `coupling`).
         bindings: the modules' integer attributes that count channels, which a cut rewrites.
     """
 
@@ -45,11 +47,11 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         trains: bool,
         bindings: tuple[Binding, ...] = (),
         removable: tuple[str, ...] = (),
-        splitting: frozenset[str] = frozenset(),
+        couplable: Mapping[str, Sequence[Coupling]] = MappingProxyType({}),
     ) -> None:
         self.model, self.graphs, self.labels, self.components = model, tuple(graphs), labels, components
         self.groups, self.dead, self.trains, self.removable = groups, dead, trains, removable
-        self.bindings, self.splitting = bindings, splitting
+        self.bindings, self.couplable = bindings, couplable
 
     def settled(self, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
         """The same trace with what trial cuts found."""
@@ -61,7 +63,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
 
     def _like(self, model: nn.Module, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
         same = self.graphs, self.labels, self.components, groups, self.dead, self.trains, self.bindings
-        return ChannelGroups(model, *same, removable, self.splitting)
+        return ChannelGroups(model, *same, removable, self.couplable)
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return self.groups[name]

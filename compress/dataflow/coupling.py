@@ -1,65 +1,111 @@
-"""Modules whose code takes the width inside from the width outside.
+"""Modules whose code takes one size from another.
 
     b, n, c = x.shape
-    qkv = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads)
+    qkv = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads)     the width inside is that outside
+    q, k, v = feat.split([self.key_dim, self.key_dim, self.dim], dim=1)      one attribute counts several dimensions
 
 Heads cannot be cut there unless the channels of x are cut along. The graph does not show it; when a trial cut fails in
-such a module, the two widths are tied, for all modules of its class.
+such a module, the sizes are tied, for all modules of its class: first the width inside to that outside, and if that
+does not help, the dimensions of one size that an attribute of the module may count.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from torch import nn
 from torch.fx import Node
 
-from secateur.compress.dataflow.space import Channels, Space
+from secateur.compress.dataflow.attributes import integers, sized_arrays
+from secateur.compress.dataflow.space import Channels, Components, Space
 from secateur.profiles.graph import Graph, module_path, op_name
 
+Coupling = tuple[type, Literal["outside", "attribute"]]
+"""A module class, and which sizes in its code are one."""
+
+Labelled = Mapping[Node, Any]
 _SPLITS = frozenset(("view", "reshape", "unflatten", "flatten", "_unsafe_view"))
 
 
 def couple(
-    space: Space, model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any], coupled: Collection[type]
+    space: Space, model: nn.Module, graphs: Collection[Graph], labels: Labelled, couplings: Collection[Coupling]
 ) -> None:
-    """Tie, in every module of the given classes, what is split into heads to everything of the same size."""
-    if not coupled:
+    """Tie what the code of some module classes takes from one size."""
+    if not couplings:
         return
-    paths = [path for path, module in model.named_modules() if type(module) in coupled]
-    for graph in graphs:
-        for path in paths:
-            _couple(space, path, graph, labels)
+    for path, module in model.named_modules():
+        if (type(module), "outside") in couplings:
+            for graph in graphs:
+                _tie_outside(space, path, graph, labels)
+    arrays = sized_arrays(model, graphs, labels)
+    for path, module in model.named_modules():
+        if (type(module), "attribute") in couplings:
+            for one, other in _of_one_attribute(module, arrays.get(path, ())):
+                space.tie(one, other)
 
 
-def splits(graphs: Iterable[Graph], labels: Mapping[Node, Any], space: Space) -> frozenset[str]:
-    """Paths of the modules whose own code merges several labelled dimensions into one."""
-    return frozenset(module_path(node) for graph in graphs for node, _ in _products(space, graph, labels))
+def couplable(
+    model: nn.Module, graphs: Collection[Graph], labels: Labelled, space: Space, components: Components
+) -> dict[str, list[Coupling]]:
+    """For every module that may have to be coupled, by its path, how."""
+    found: dict[str, list[Coupling]] = defaultdict(list)
+    merging = {module_path(node) for graph in graphs for node, _ in _products(space, graph, labels)}
+    arrays = sized_arrays(model, graphs, labels)
+    for path, module in model.named_modules():
+        if path in merging:
+            found[path].append((type(module), "outside"))
+        pairs = _of_one_attribute(module, arrays.get(path, ()))
+        if any((components.of[one] != components.of[other]).any() for one, other in pairs):
+            found[path].append((type(module), "attribute"))
+    return found
 
 
-def _couple(space: Space, path: str, graph: Graph, labels: Mapping[Node, Any]) -> None:
-    products = {
+def _tie_outside(space: Space, path: str, graph: Graph, labels: Labelled) -> None:
+    """Tie what a module splits into heads, and merges again, to everything of the same size around it."""
+    merged = {
         len(channels): channels for node, channels in _products(space, graph, labels) if module_path(node) == path
     }
     for node in graph.nodes:
         if not _within(node, path):
             continue
         for used in (*node.all_input_nodes, node):
-            if module_path(used) == path or not _within(used, path):
-                found = labels.get(used, {})
-                for channels in found.values() if isinstance(found, dict) else ():
-                    if len(channels) in products:
-                        space.tie(products[len(channels)], channels)
+            if used not in graph.state and (module_path(used) == path or not _within(used, path)):
+                for channels in _arrays(labels, used).values():
+                    if len(channels) in merged:
+                        space.tie(merged[len(channels)], channels)
+        if op_name(node) in _SPLITS and module_path(node) == path:
+            found = _arrays(labels, node)
+            for heads, width in ((found[dim], found[dim + 1]) for dim in found if dim + 1 in found):
+                if len(heads) * len(width) in merged:
+                    space.tie(space.product([heads, width]).ravel(), merged[len(heads) * len(width)])
 
 
-def _products(space: Space, graph: Graph, labels: Mapping[Node, Any]) -> Iterator[tuple[Node, Channels]]:
+def _of_one_attribute(module: nn.Module, arrays: Iterable[Channels]) -> Iterator[tuple[Channels, Channels]]:
+    """Pairs of dimensions of one size, where an attribute of the module is of that size."""
+    sizes = {size for *_, size in integers(module)}
+    by_size: dict[int, list[Channels]] = defaultdict(list)
+    for channels in arrays:
+        if len(channels) in sizes:
+            by_size[len(channels)].append(channels)
+    for alike in by_size.values():
+        yield from pairwise(alike)
+
+
+def _products(space: Space, graph: Graph, labels: Labelled) -> Iterator[tuple[Node, Channels]]:
     """The dimensions that calls merge from several."""
     for node in graph.nodes:
         if op_name(node) in _SPLITS:
-            for channels in labels.get(node, {}).values():
+            for channels in _arrays(labels, node).values():
                 if space.is_product(channels):
                     yield node, channels
+
+
+def _arrays(labels: Labelled, node: Node) -> dict[int, Channels]:
+    found = labels.get(node, {})
+    return found if isinstance(found, dict) else {}
 
 
 def _within(node: Node, path: str) -> bool:

@@ -1,7 +1,8 @@
 """Masking: what a model computes without some of its channels, before anything is cut.
 
 The removed channels' slices of all member parameters are zeroed, so that they neither produce nor are read. Ops whose
-result depends on *how many* channels there are (a layer norm, a softmax, a mean over channels) run on the kept ones.
+result depends on *how many* channels there are (a layer norm, a softmax, a mean over channels) run on the kept ones,
+and so do those that make something else than a number of the zeros of a removed one (a division).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _CONTRACTING = frozenset(
     ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
      "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 )  # fmt: skip
+_DIVIDING = frozenset(("div", "reciprocal", "rsqrt", "log", "log2", "log10"))
 _WEIGHTED = frozenset(
     ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 )
@@ -97,7 +99,9 @@ class Masked:
 def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channels) -> Any:
     """(components by dimension of each operand, and of each result) of an op that feels the number of channels."""
     name = op_name(node)
-    if name not in _NORMALISING and name not in _CONTRACTING and not _weight_is_computed(node):
+    divides = name in _DIVIDING and bool(labels.get(node.args[-1]))  # type: ignore[call-overload]
+    alone = name in _NORMALISING or divides
+    if not alone and name not in _CONTRACTING and not _weight_is_computed(node):
         return None
     if name == "batch_norm" and max(labels.get(node.args[0], ()), default=0) < 2:  # type: ignore[arg-type]
         return None
@@ -111,7 +115,7 @@ def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channe
     result = [{dim: component_of[channels] for dim, channels in part.items()} for part in results]
     surviving = {components.tobytes() for part in result for components in part.values()}
     vanish = any(c.tobytes() not in surviving for dims in operands.values() for c in dims.values())
-    return (operands, result) if operands and (name in _NORMALISING or vanish) else None
+    return (operands, result) if operands and (alone or vanish) else None
 
 
 def _weight_is_computed(node: Node) -> bool:

@@ -18,7 +18,7 @@ from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.dataflow.attributes import Scopes, bindings
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.checks import check
-from secateur.compress.dataflow.coupling import couple, splits
+from secateur.compress.dataflow.coupling import Coupling, couplable, couple
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
 from secateur.compress.dataflow.rules import Labels, Op, find_rule, refuse
@@ -61,24 +61,24 @@ def training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> li
 
 
 def from_graphs(
-    model: nn.Module, graphs: Sequence[Graph], training: Sequence[Graph] = (), coupled: Collection[type] = ()
+    model: nn.Module, graphs: Sequence[Graph], training: Sequence[Graph] = (), couplings: Collection[Coupling] = ()
 ) -> ChannelGroups:
     """As `trace`, from graphs that were captured before.
 
     Args:
-        coupled: module classes whose code takes the width inside from the width outside (`b, n, c = x.shape`), so that
-            both must stay the same.
+        couplings: module classes whose code takes one size from another (`b, n, c = x.shape`), so that both must stay
+            the same.
     """
     flow = Flow(model)
     for graph in (*graphs, *training):
         flow.walk(graph)
-    splitting = splits((*graphs, *training), flow.labels, flow.space)
-    couple(flow.space, model, (*graphs, *training), flow.labels, coupled)
+    seen = model, (*graphs, *training), flow.labels
+    couple(flow.space, *seen, couplings)
     components = flow.space.components()
     groups = grouped(flow.parameters, components, flow.roles())
-    sizes = bindings(model, (*graphs, *training), flow.labels, components)
+    sizes, ways = bindings(*seen, components), couplable(*seen, flow.space, components)
     return ChannelGroups(
-        model, graphs, flow.labels, components, groups, _dead(graphs, model), bool(training), sizes, splitting=splitting
+        model, graphs, flow.labels, components, groups, _dead(graphs, model), bool(training), sizes, couplable=ways
     )
 
 

@@ -2,8 +2,8 @@
 
 The graph shows the sizes of one trace; a user's code may hold some of them as constants (`x.split(16, 1)`,
 `x.view(b, 8, 64)`) or take them from another tensor's shape. All groups are cut in a copy at once; where its forward
-fails inside a module that splits channels into heads, the widths inside and outside of modules of that class are tied
-(see `coupling`); what still fails is found by halving, and kept whole.
+fails inside a module whose code may take one size from another, those sizes are tied in modules of that class (see
+`coupling`); what still fails is found by halving, and kept whole.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 from secateur.compress.channel_map import remove_modules
 from secateur.compress.dataflow.attempt import Attempts, Failure, difference, outputs, tolerance
 from secateur.compress.dataflow.channel_groups import ChannelGroups
+from secateur.compress.dataflow.coupling import Coupling
 from secateur.compress.dataflow.groups import ChannelGroup, Groups
 
-Walk = Callable[[Collection[type]], ChannelGroups]
-"""The groups, with the widths of some module classes coupled."""
+Walk = Callable[[Collection[Coupling]], ChannelGroups]
+"""The groups, with the sizes in the code of some module classes coupled."""
 
 
 def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
@@ -39,24 +40,24 @@ def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
 
 def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, Attempts]:
     """Couple module classes while the trial of all groups fails inside a class that is not coupled yet."""
-    coupled: set[type] = set()
+    couplings: set[Coupling] = set()
     while True:
-        groups = walk(coupled)
+        groups = walk(couplings)
         attempts = Attempts(groups, inputs, tasks)
         failure = attempts.all()
-        kind = _couplable(groups, failure, coupled) if failure else None
-        if kind is None:
+        more = _coupling(groups, failure, couplings) if failure else None
+        if more is None:
             return groups, attempts
-        coupled.add(kind)
+        couplings.add(more)
 
 
-def _couplable(groups: ChannelGroups, failure: Failure, coupled: Collection[type]) -> type | None:
-    """The class of the innermost module around a failure that splits channels and is not coupled yet."""
+def _coupling(groups: ChannelGroups, failure: Failure, couplings: Collection[Coupling]) -> Coupling | None:
+    """How to couple the innermost module around a failure for which there is a way left."""
     path = failure.module
     while True:
-        kind = type(groups.model.get_submodule(path))
-        if path in groups.splitting and kind not in coupled:
-            return kind
+        for way in groups.couplable.get(path, ()):
+            if way not in couplings:
+                return way
         if not path:
             return None
         path = path.rpartition(".")[0]

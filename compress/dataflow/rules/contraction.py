@@ -11,9 +11,11 @@ from secateur.compress.dataflow.space import Channels
 
 @rule("conv1d", "conv2d", "conv3d")
 def convolution(op: Op) -> Labels:
-    """Input [N, I, *], weight [O, I/groups, *k] → [N, O, *]."""
+    """Input [N, I, *], weight [O, I/groups, *k] → [N, O, *]. Along a dimension where the kernel is a single point, what
+    the convolution does is done to every place alike."""
     x, weight, groups = op.labels("self"), op.labels("weight"), int(op["groups"])
-    _fix_all_but(op, x, (0, 1), "convolved dimension")
+    pointwise = _pointwise_dims(op)
+    _fix_all_but(op, x, (0, 1, *pointwise), "convolved dimension")
     _fix_all_but(op, weight, (0, 1), "kernel size")
     produced = weight.get(0)
     _tie_bias(op, produced)
@@ -21,7 +23,16 @@ def convolution(op: Op) -> Labels:
         op.tie(x.get(1), weight.get(1))
     else:
         _grouped(op, x.get(1), weight.get(1), produced, groups)
-    return _batch(x) | ({1: produced} if produced is not None else {})
+    passing = {dim: x[dim] for dim in (0, *pointwise) if dim in x}
+    return passing | ({1: produced} if produced is not None else {})
+
+
+def _pointwise_dims(op: Op) -> list[int]:
+    """Dimensions that a convolution neither mixes nor resizes."""
+    kernel, before = op.shape_of("weight"), op.shape_of("self")
+    if any(step != 1 for step in op["stride"]):
+        return []
+    return [dim for dim in range(2, len(kernel)) if kernel[dim] == 1 and op.shape[dim] == before[dim]]
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

@@ -67,35 +67,35 @@ def _merged(op: Op, dims: list[int], labelled: list[int]) -> Channels:
 
 
 def _split(op: Op, channels: Channels, dims: list[int]) -> Labels:
-    """Labels of a run's new dimensions. Along those that do not tell channels apart the rows are tied; of several that
-    do, heads and their width, say, each gets channels of its own."""
+    """Labels of a run's new dimensions. Along those that do not tell channels apart the rows are tied, and so they are
+    where the code fixes how many rows there are (the 3 of q, k and v); of several others, heads and their width, say,
+    each gets channels of its own."""
     table = channels.reshape([op.shape[dim] for dim in dims])
     varying = [axis for axis in range(table.ndim) if (table != np.take(table, [0], axis=axis)).any()]
     if not varying:  # one channel only, which cannot be cut anyway
         op.fix(channels, "a single channel")
         return {}
+    if len(varying) > 1 and not op.space.is_product(channels):
+        constant = _constants(op, [dims[axis] for axis in varying])
+        varying = [axis for axis in varying if dims[axis] not in constant]
     rows = np.moveaxis(table, varying, range(-len(varying), 0)).reshape(-1, *(table.shape[axis] for axis in varying))
     op.space.tie(rows[:1], rows)
     if len(varying) == 1:
         return {dims[varying[0]]: rows[0].copy()}
     axes = [op.space.fresh(size) for size in rows.shape[1:]]
     op.space.tie(op.space.product(axes), rows[0])
-    if not op.space.is_product(channels):
-        _fix_constants(op, [dims[axis] for axis in varying], axes)
     return {dims[axis]: own for axis, own in zip(varying, axes, strict=True)}
 
 
-def _fix_constants(op: Op, dims: list[int], axes: list[Channels]) -> None:
-    """Of the sizes that split a dimension one follows from the others; those that no attribute holds stay."""
+def _constants(op: Op, dims: list[int]) -> set[int]:
+    """Of the sizes that split a dimension one follows from the others; those that no attribute holds are constants."""
     asked = op.args.get("shape", op.args.get("size"))
     if not isinstance(asked, (list, tuple)):
-        return
-    unknown = [at for at, dim in enumerate(dims) if asked[dim] != -1 and not op.is_attribute(op.shape[dim])]
-    largest = max(unknown, key=lambda at: op.shape[dims[at]], default=None)
-    free = largest if all(asked[dim] != -1 for dim in dims) else None
-    for at in unknown:
-        if at != free:
-            op.fix(axes[at], f"the size {op.shape[dims[at]]} is a constant in the code")
+        return set()
+    unknown = {dim for dim in dims if asked[dim] != -1 and not op.is_attribute(op.shape[dim])}
+    if unknown and all(asked[dim] != -1 for dim in dims):
+        unknown.remove(max(sorted(unknown), key=lambda dim: op.shape[dim]))
+    return unknown
 
 
 @rule("permute")
@@ -224,7 +224,7 @@ def split(op: Op) -> list[Labels]:
 
 @rule("slice", "narrow")
 def slice_(op: Op) -> Labels:
-    """A range of one dimension; a range that tiles the dimension stands for equal parts: x[:, : c // 2]."""
+    """A range of one dimension; one that tiles the dimension stands for equal parts: x[:, : c // 2], x[:, ::2]."""
     result = dict(op.labels("self"))
     dim = op.dim("dim", "self")
     if dim not in result:
@@ -238,6 +238,9 @@ def slice_(op: Op) -> Labels:
     if len(part) not in (0, size):
         if step == 1 and size % len(part) == 0 and start % len(part) == 0:
             op.space.tie_rows(result[dim], size // len(part))
+        elif step > 1 and size % step == 0 and start < step and end == size:
+            blocks = result[dim].reshape(-1, step)
+            op.space.tie(blocks[:, :1], blocks)
         elif step != 1:
             op.fix(result[dim], "strided slice")
     result[dim] = part
