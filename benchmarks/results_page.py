@@ -133,6 +133,31 @@ def pagcp(document: Document) -> list[str]:
     ]  # fmt: skip
 
 
+@section("PAGCP to a latency, against PAGCP to FLOPs", "latency_budget.json")
+def latency_budget(document: Document) -> list[str]:
+    rows, won = [], []
+    for workload, found in document.items():
+        for seed, run in enumerate(found["runs"]):
+            for kind in ("latency", "flops"):
+                each = run[kind]
+                rows.append(
+                    (
+                        workload, seed, each["budget"], f"{each['delta_mtl']:+.2f}", pct(each["latency_share"]),
+                        pct(each["flops_share"]),
+                    )
+                )  # fmt: skip
+            won.append(run["latency"]["delta_mtl"] > run["flops"]["delta_mtl"])
+    return [
+        "Commands: " + ", ".join(f"`{found['command']}`" for found in document.values()) + ". On a machine that others "
+        "used at the time; latencies of one row differ by several percent from another day's.", "",
+        *table(("workload", "run", "budget", "Δ_MTL %", "latency left", "FLOPs left"), rows), "",
+        goal(
+            f"at equal latency, better than pruning by FLOPs ({sum(won)} of {len(won)} runs)", all(won),
+            "[pagcp.md](pagcp.md) says what is known of the reasons.",
+        ),
+    ]  # fmt: skip
+
+
 @section("What PAGCP's decisions cost", "oracle.json")
 def oracle(document: Document) -> list[str]:
     rows, worst = [], (float("inf"), float("inf"))
@@ -259,6 +284,14 @@ def experts(document: Document) -> list[str]:
             means["contribution"] > max(means["usage"], means["random"]),
         ),
     ]  # fmt: skip
+
+
+@section("A bank of single-task models", "bank.json")
+def bank(document: Document) -> list[str]:
+    head = ("task loaded", "needed, MB", "read, MB", "resident so far, MB", "as separate models, MB")
+    kinds = ("needed_bytes", "read_bytes", "resident_bytes", "separate_bytes")
+    rows = [(row["task"], *(f"{row[kind] / 1e6:.2f}" for kind in kinds)) for row in document["rows"]]
+    return [*table(head, rows), "", f"Stored: {document['stored_bytes'] / 1e6:.2f} MB."]
 
 
 @section("An accelerator that works expert by expert (predicted)", "edge_moe.json")

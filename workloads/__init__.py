@@ -24,7 +24,6 @@ _BUILT_IN = {
     "cifar100_mtl": "secateur.workloads.cifar100_mtl",
     "detection": "secateur.workloads.coco",
     "scenes-moe": "secateur.workloads.scenes_moe",
-    "scenes-vit": "secateur.workloads.scenes_vit",
 }
 
 
