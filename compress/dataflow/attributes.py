@@ -214,7 +214,7 @@ def _listed_parts(
                 dim = int(arguments(node).get("dim") or 0) % len(shape(node.args[0]))  # type: ignore[arg-type]
                 parts = {place: components.of[part[dim]] for place, part in enumerate(labels[node]) if dim in part}
                 path = module_path(node)
-                found[canonical.get(path, path)].setdefault(tuple(map(int, sizes)), parts)  # type: ignore[arg-type]
+                found[canonical.get(path, path)].setdefault(tuple(map(int, sizes)), parts)
     return found
 
 

@@ -99,7 +99,7 @@ class Masked:
 def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channels) -> Any:
     """(components by dimension of each operand, and of each result) of an op that feels the number of channels."""
     name = op_name(node)
-    divides = name in _DIVIDING and bool(labels.get(node.args[-1]))  # type: ignore[call-overload]
+    divides = name in _DIVIDING and bool(labels.get(node.args[-1]))  # type: ignore[arg-type]
     alone = name in _NORMALISING or divides
     if not alone and name not in _CONTRACTING and not _weight_is_computed(node):
         return None

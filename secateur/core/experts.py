@@ -72,7 +72,7 @@ class ExpertWeights:
 def _queued(x: Tensor, counts: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
     """One matrix product for each expert that has tokens; [T, outputs] in the order of the tokens."""
     biases = [None] * len(weight) if bias is None else bias.unbind()
-    parts = zip(x.split(list(counts)), weight.unbind(), biases, counts, strict=True)
+    parts = zip(x.split(list(counts)), weight.unbind(), biases, counts, strict=True)  # type: ignore[no-untyped-call]
     found = [F.linear(part, one, shift) for part, one, shift, count in parts if count]
     return torch.cat(found) if found else x.new_zeros(0, weight.shape[1])
 
