@@ -22,7 +22,7 @@ from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import Index, Keep
 from secateur.core.predict import as_args, takes_task
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest accepted difference between masked and cut outputs, relative to the outputs' own size."""
 
 
@@ -106,14 +106,21 @@ def _watched(model: nn.Module, places: list[str]) -> Iterator[None]:
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """A copy whose parameters differ from channel to channel."""
+    """A copy whose parameters differ from channel to channel, and whose weights are large enough that attention looks
+    at something: where all scores are alike, a wrong scale of them would not show."""
     generator = torch.Generator().manual_seed(0)
     fresh = copy.deepcopy(model)
     with torch.no_grad():
         for tensor in named_tensors(fresh).values():
-            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            if not tensor.is_floating_point() or tensor.numel() < 2:
+                continue
+            if bool((tensor == tensor.flatten()[0]).all()):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.copy_(tensor * (0.75 + noise / 2) if bool(tensor.any()) else noise / 4)
+            elif tensor.dim() > 1:
+                size = float(tensor.double().pow(2).mean().sqrt()) * tensor[0].numel() ** 0.5
+                if 0 < size < 1:
+                    tensor.div_(size)
     return fresh
 
 

@@ -45,12 +45,15 @@ def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple
 
 
 def _is_hidden(group: ChannelGroup, groups: list[ChannelGroup], components: Components) -> bool:
-    """Whether a group is but one axis of dimensions that can be cut along another one: the q, k and v of a fused
-    projection, say, whose heads can be cut."""
+    """Whether a group is but one axis of dimensions that another one says more about: the q, k and v of a fused
+    projection, say, beside its heads."""
     if group.prunable or not components.parts_of_pairs.issuperset(group.components.tolist()):
         return False
     places = {(member.parameter, member.dim) for member in group.members}
-    return any(other.prunable and places & {(m.parameter, m.dim) for m in other.members} for other in groups)
+    return any(
+        (other.prunable or other.channels > group.channels) and places & {(m.parameter, m.dim) for m in other.members}
+        for other in groups
+    )
 
 
 def _places(parameters: Parameters, components: Components) -> tuple[dict[int, Any], dict[tuple[int, int], list[int]]]:

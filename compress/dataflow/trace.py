@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Node
 
@@ -96,9 +97,10 @@ class Flow:
     def walk(self, graph: Graph) -> None:
         """Label the graph's state, run the rule of every call, fix the outputs."""
         for node, name in graph.state.items():
-            self.labels[node] = {
-                dim: self._parameter(name, dim, size) for dim, size in enumerate(shape(node)) if size > 1
-            }
+            if not _holds_indices(node):
+                self.labels[node] = {
+                    dim: self._parameter(name, dim, size) for dim, size in enumerate(shape(node)) if size > 1
+                }
         for node in graph.nodes:
             self._visit(node)
         for node, name in zip(graph.outputs, graph.output_names, strict=True):
@@ -181,6 +183,12 @@ class Flow:
                 f"(secateur.compress.dataflow.rule adds one)",
                 stacklevel=2,
             )
+
+
+def _holds_indices(node: Node) -> bool:
+    """Whether a tensor holds whole numbers, places in another one, say; its size stays."""
+    dtype = node.meta["val"].dtype
+    return dtype is not torch.bool and not dtype.is_floating_point and not dtype.is_complex
 
 
 def _dead(graphs: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:

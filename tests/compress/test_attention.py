@@ -34,7 +34,7 @@ PRUNABLE: dict[Callable[[], nn.Module], list[int]] = {
     Fused: [24, 4, 6, 4, 6],
     FromOutside: [4, 6],
     Grouped: [2, 4],
-    Torch: [6],
+    Torch: [4, 6],
     Einsum: [24, 3, 5, 7, 3, 5, 7],
     Recurrent: [24, 10, 10],
 }
@@ -112,8 +112,8 @@ def test_a_removed_head_is_the_right_one() -> None:
 def test_torchs_own_attention_keeps_its_attributes_consistent() -> None:
     groups = trace_quietly(*made(Torch))
     small = groups.cut({group.name: [0, 2] for group in groups.prunable}).blocks[1].attention
-    assert (small.num_heads, small.head_dim, small.embed_dim) == (4, 2, 8)
-    assert small.in_proj_weight.shape == (24, 8)
+    assert (small.num_heads, small.head_dim, small.embed_dim) == (2, 2, 4)
+    assert small.in_proj_weight.shape == (12, 4)
 
 
 def test_heads_written_in_the_code_stay() -> None:

@@ -82,9 +82,18 @@ def _split(op: Op, channels: Channels, dims: list[int]) -> Labels:
     op.space.tie(rows[:1], rows)
     if len(varying) == 1:
         return {dims[varying[0]]: rows[0].copy()}
-    axes = [op.space.fresh(size) for size in rows.shape[1:]]
+    axes = [_axis(op, rows[0], axis) for axis in range(len(varying))]
     op.space.tie(op.space.product(axes), rows[0])
     return {dims[axis]: own for axis, own in zip(varying, axes, strict=True)}
+
+
+def _axis(op: Op, table: Channels, axis: int) -> Channels:
+    """New channels for one axis of a table; places whose slices are the same, as those of one head in several samples
+    of a batch, are one channel."""
+    slices = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
+    _, first, which = np.unique(slices, axis=0, return_index=True, return_inverse=True)
+    channels = op.space.fresh(len(first))[np.argsort(np.argsort(first))]
+    return channels[which.ravel()]  # type: ignore[no-any-return]
 
 
 def _constants(op: Op, dims: list[int]) -> set[int]:
