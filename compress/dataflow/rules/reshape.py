@@ -93,7 +93,7 @@ def _axis(op: Op, table: Channels, axis: int) -> Channels:
     slices = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
     _, first, which = np.unique(slices, axis=0, return_index=True, return_inverse=True)
     channels = op.space.fresh(len(first))[np.argsort(np.argsort(first))]
-    return channels[which.ravel()]  # type: ignore[no-any-return]
+    return channels[which.ravel()]
 
 
 def _constants(op: Op, dims: list[int]) -> set[int]:
