@@ -218,6 +218,21 @@ def dataflow(document: Document) -> list[str]:
     ]  # fmt: skip
 
 
+@section("Channel groups of published networks, against torch-pruning", "coverage.json")
+def coverage(document: Document) -> list[str]:
+    names = {"tv": "torchvision classifiers", "timm": "timm, one model of every module"}
+    rows, right = [], True
+    for key, name in names.items():
+        found = document["summary"][key]
+        good = found["outcomes"].get("ok", 0)
+        right = right and good == found["models"]
+        rows.append((name, found["models"], good, pct(found["mean_share"]), found["peer_ok"]))
+    return [
+        *table(("models", "tried", "masked == cut", "of the parameters prunable", "peer"), rows), "",
+        goal("zero wrong models, zero crashes", right),
+    ]  # fmt: skip
+
+
 @section("One elastic model for all widths", "slimmable-*.json")
 def slimmable(document: Document) -> list[str]:
     lines, ratios, better, searches = [f"**{document['workload']}**:", ""], [], 0, 0
