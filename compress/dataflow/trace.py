@@ -97,7 +97,7 @@ class Flow:
     def walk(self, graph: Graph) -> None:
         """Label the graph's state, run the rule of every call, fix the outputs."""
         for node, name in graph.state.items():
-            if not _holds_indices(node):
+            if not _is_table(node):
                 self.labels[node] = {
                     dim: self._parameter(name, dim, size) for dim, size in enumerate(shape(node)) if size > 1
                 }
@@ -185,10 +185,12 @@ class Flow:
             )
 
 
-def _holds_indices(node: Node) -> bool:
-    """Whether a tensor holds whole numbers, places in another one, say; its size stays."""
-    dtype = node.meta["val"].dtype
-    return dtype is not torch.bool and not dtype.is_floating_point and not dtype.is_complex
+def _is_table(node: Node) -> bool:
+    """Whether a tensor is a table of whole numbers, places in another tensor, say: its size stays. A list of them may
+    have an entry for each channel, as the one of the experts that are kept."""
+    value = node.meta["val"]
+    whole = value.dtype is not torch.bool and not value.dtype.is_floating_point and not value.dtype.is_complex
+    return bool(whole and value.dim() > 1)
 
 
 def _dead(graphs: Sequence[Graph], model: nn.Module) -> tuple[str, ...]:
