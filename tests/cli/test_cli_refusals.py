@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,6 @@ MISTAKES = {
     "negative latency": (("toys:pair", "--budget", "latency<=-8ms"), 'cannot read the budget "latency<=-8ms"'),
     "latency on every target": (("toys:pair", "--budget", "latency<=8ms", "--target", "all"), "needs one target"),
     "latency on an unknown target": (("toys:pair", "--budget", "latency<=8ms", "--target", "gpuu"), 'target "gpuu"'),
-    # Without its package, or without a latency model: both lines name the target.
-    "target without a latency": (("toys:pair", "--budget", "latency<=8ms", "--target", "cpu:openvino"), "cpu:openvino"),
     "target without an energy": (("toys:pair", "--budget", "energy<=8mJ"), "cpu tells no energy"),
     "drop of an unknown task": (("toys:pair", *BUDGET, "--drop", "deph=3%"), 'no task "deph"'),
     "drop without a unit": (("toys:pair", *BUDGET, "--drop", "3"), 'did you mean "3%"?'),
@@ -52,6 +51,12 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_writes_nothing(mistake: str, secateur: Secateur, folder: Path) -> None:
     args, words = MISTAKES[mistake]
     secateur("compress", *args).refused(2, words)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_target_without_a_latency_is_refused(secateur: Secateur, folder: Path) -> None:
+    code, words = (2, "has no latency model") if find_spec("openvino") else (4, "openvino is not installed")
+    secateur("compress", "toys:pair", "--budget", "latency<=8ms", "--target", "cpu:openvino").refused(code, words)
     assert list(folder.iterdir()) == []
 
 
