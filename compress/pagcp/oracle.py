@@ -242,6 +242,8 @@ class Session:
     def _choose(self, candidate: tuple[int, ...]) -> Choice:
         base, groups, change = self._base, self._oracle.groups, {self._group: list(candidate)}
         keep = {**base.keep, **change}
+        if not set(candidate) <= set(base.keep.get(self._group, candidate)):  # channels that were masked come back
+            return Choice(keep, self._oracle.state(keep), groups.gone(keep))
         state = dict(base.state) | masked_state(groups.groups, change, base.state)
         return Choice(keep, state, groups.gone(keep))
 

@@ -20,6 +20,7 @@ from secateur.compress.pagcp.calibration import calibration_batches, chunked
 from secateur.compress.pagcp.hardware import device_counts
 from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
 from secateur.compress.pagcp.prefix import differences
+from secateur.compress.pagcp.restore import restore
 from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
 from secateur.compress.pagcp.settings import Settings
@@ -89,21 +90,44 @@ class Round:
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
         reference = self._reference(kept)
         self._record.original = self._record.original or means(reference)
-        for attempt in range(self._settings.max_passes):
+        for attempt in range(self._settings.max_passes + 1):
             label = f"{self._label}/pass{attempt}"
             base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
-                self._ceiling(rise), target, self._evidence, counts,
+                self._ceiling(rise), target, self._record.original, self._evidence, counts,
             )  # fmt: skip
-            if sequence.done:
+            if sequence.done or attempt == self._settings.max_passes:
                 break
             fresh = self._sequence(sequence, tau, attempt)
             tau, rise = sequence.next_tolerance(tau, fresh), (1 + rise) * (self._settings.growth or 1) - 1
             if all(len(fresh[name]) == len(kept[name]) for name in kept):
                 rise = max(rise, 1.05 * sequence.needed_rise(self._record.original))
             kept = fresh
+        if sequence.done and attempt:
+            kept = self._restored(sequence, attempt - 1)
         return self._groups.channel_map(kept)
+
+    def _restored(self, sequence: Sequence, attempt: int) -> Kept:
+        """What is kept after giving back what was taken beyond the limits."""
+        whole: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
+
+        def encode(kept: Kept) -> dict[str, list[int]]:
+            return {name: channels.tolist() for name, channels in kept.items()}
+
+        def decode(document: dict[str, list[int]]) -> Kept:
+            return {name: np.array(channels, dtype=np.int64) for name, channels in document.items()}
+
+        found = self._step(f"{self._label}/restored", sequence.kept, lambda: restore(sequence, whole), encode, decode)
+        for name, kept in found.items():
+            if len(kept) > (before := len(sequence.kept[name])):
+                self._record.decisions.append(
+                    {
+                        "round": self._number, "pass": self._passes + attempt, "group": name, "kept_before": before,
+                        "kept": len(kept), "channels": len(whole[name]), "pruned": False, "curve": [],
+                    }
+                )  # fmt: skip
+        return found
 
     def _reference(self, kept: Kept) -> list[Losses]:
         """The losses on each chunk of the model as the round finds it."""
@@ -142,21 +166,20 @@ class Round:
         plan, scale = sequence.plan(self._probe(f"{label}/probe", sequence))
         number = self._passes + attempt
         self._record.sequences.append(
-            {"round": self._number, "pass": number, "lambda": scale, "tau": tau, "order": plan}
+            {"round": self._number, "pass": number, "lambda": scale, "tau": tau, "order": list(plan)}
         )
         with bar(f"round {self._number + 1}, pass {attempt + 1}:", len(plan)) as progress:
-            for name in plan:
+            for name, share in plan.items():
                 if sequence.done:
                     break
                 progress.note(name)
-                if sequence.hopeless(name, tau, self._refused.get(name, {})):
+                if sequence.hopeless(name, tau * share, self._refused.get(name, {})):
                     sequence.pass_over(name)
                 else:
-                    decision = self._decide(f"{label}/{name}", sequence, name, tau)
+                    decision = self._decide(f"{label}/{name}", sequence, name, tau * share)
                     self._refused[name] = decision.refused_rise
                     sequence.apply(decision)
                     self._note(sequence.kept)
-                tau *= scale
                 progress.advance()
         best = sequence.filtered(before)
         passed = {decision.group for decision in sequence.decisions if sequence.done or decision.group in best}
@@ -232,6 +255,7 @@ def _line(decision: Decision, number: int, attempt: int, passed: bool) -> dict[s
         "kept_before": decision.kept_before,
         "kept": len(decision.kept) if passed else decision.kept_before,
         "tau": decision.tau,
+        "limit": max(limit / max(decision.base[task], 1e-12) for task, limit in decision.limits.items()),
         "pruned": passed and len(decision.kept) < decision.kept_before,
         "curve": [
             {

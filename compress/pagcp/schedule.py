@@ -34,6 +34,13 @@ def solve_lambda(local_tolerance: float, global_tolerance: float, groups: int) -
     return (low + high) / 2
 
 
+def tolerances(savings: Mapping[str, float], price: float) -> dict[str, float]:
+    """Each group's tolerance as a share of τ: (its saving / the largest saving)^price. At 1 every group may cost as
+    much per saving, at 0 every group as much."""
+    largest = max(savings.values(), default=0.0)
+    return {name: (max(saving, 0.0) / largest) ** price if largest > 0 else 1.0 for name, saving in savings.items()}
+
+
 def order(savings: Mapping[str, float], scale: float, rises: Mapping[str, float] | None = None) -> list[str]:
     """Groups by the cost that a trial cut of each removes from the whole model: the costly ones first while
     tolerances shrink (λ ≤ 1), last while they grow.

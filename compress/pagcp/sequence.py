@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from secateur.compress.dataflow import ChannelGroup
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.dataflow.groups import Index
 from secateur.compress.pagcp.oracle import Losses, Oracle
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
-from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda
+from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda, tolerances
 from secateur.compress.pagcp.search import Search, rise
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
@@ -44,7 +45,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided for one group, and on what ground."""
+    """What was decided for one group, and on what ground: each task's loss before, and its limit."""
 
     group: str
     channels: int
@@ -52,6 +53,7 @@ class Decision:
     kept: list[int]
     tau: float
     base: Losses
+    limits: Losses
     trials: list[Trial]
     flops_after: float
     params_after: float
@@ -63,10 +65,10 @@ class Decision:
 
     @property
     def refused_rise(self) -> Losses:
-        """L_t / B_t - 1 of the smallest step, where even that was refused; else empty."""
+        """L_t - B_t of the smallest step, where even that was refused; else empty."""
         if not self.trials or self.trials[0].accepted:
             return {}
-        return {task: self.trials[0].losses[task] / max(base, 1e-12) - 1 for task, base in self.base.items()}
+        return {task: self.trials[0].losses[task] - base for task, base in self.base.items()}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +78,7 @@ class Decision:
             "kept": self.kept,
             "tau": self.tau,
             "base": self.base,
+            "limits": self.limits,
             "trials": [vars(trial) for trial in self.trials],
             "flops_after": self.flops_after,
             "params_after": self.params_after,
@@ -103,6 +106,7 @@ class Sequence:
     base: Losses
     ceiling: Losses
     target: Target
+    original: Losses
     gradients: Mapping[str, Any] | None = None
     counts: Mapping[str, list[int]] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
@@ -110,19 +114,26 @@ class Sequence:
     def __post_init__(self) -> None:
         self._current = dict(self.base)
 
-    def plan(self, rises: Mapping[str, float] | None = None) -> tuple[list[str], float]:
-        """(groups in order, λ). Counts the pass for the base losses that the published loop makes too.
+    @property
+    def unit(self) -> Losses:
+        """What τ is a share of: the base as it is now, so that the allowed drop compounds, or the original's losses."""
+        return {
+            task: max(loss, 1e-12) for task, loss in (self.base if self.settings.compound else self.original).items()
+        }
+
+    def plan(self, rises: Mapping[str, float] | None = None) -> tuple[dict[str, float], float | None]:
+        """(groups in order → share of τ, λ). Counts the pass for the base losses that the published loop makes too.
 
         Args:
             rises: what `probe` found, to order by the saving per that.
         """
         self.oracle.spent.published_loop_forward_flops += self.costs.flops(self._widths({})) * self.oracle.samples
-        groups = self._open()
+        savings = {group.name: self._trial_saving(group) for group in self._open()}
         if self.settings.global_tolerance is None:
-            scale = self.settings.taper ** (1 / max(len(groups) - 1, 1))
-        else:
-            scale = solve_lambda(self.settings.local_tolerance, self.settings.global_tolerance, len(groups))
-        return order({group.name: self._trial_saving(group) for group in groups}, scale, rises), scale
+            shares = tolerances(savings, self.settings.price)
+            return {name: shares[name] for name in order(savings, 1.0, rises)}, None
+        scale = solve_lambda(self.settings.local_tolerance, self.settings.global_tolerance, len(savings))
+        return {name: scale**step for step, name in enumerate(order(savings, scale, rises))}, scale
 
     def probe(self) -> dict[str, float]:
         """How far a trial cut of each group raises a task's loss, max_t (L_t / B_t - 1) in units of its strictness,
@@ -131,7 +142,7 @@ class Sequence:
         for group in self._open():
             keep = self._keep_without(group)(len(self.kept[group.name]) - self._trial_count(group.name))
             losses = self.oracle.at(self.kept, group.name, self._current).peek(keep.tolist(), PROBE_CHUNKS)
-            rises[group.name] = _excess(losses, self.base, self.strictness)
+            rises[group.name] = self._excess(losses, self.base)
         return rises
 
     def _open(self) -> list[ChannelGroup]:
@@ -162,8 +173,9 @@ class Sequence:
         group = self.oracle.groups[name]
         kept = self.kept[name]
         session = self.oracle.at(self.kept, name, self._current)
+        limits = self._limits(tau)
         search = Search(
-            session, self._keep_without(group), self._limits(tau), self.base, self._candidates(name, len(kept)),
+            session, self._keep_without(group), limits, self.base, self._candidates(name, len(kept)),
             self.settings.check_monotone,
         )  # fmt: skip
         best = search.bisect() if self.settings.bisect else search.sweep()
@@ -173,19 +185,27 @@ class Sequence:
         session.close(None if best is None else chosen.tolist())
         widths = self._widths({name: len(chosen)})
         return Decision(
-            name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), trials(search),
+            name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), limits, trials(search),
             self.costs.flops(widths), self.costs.params(widths),
         )  # fmt: skip
 
     def _keep_without(self, group: ChannelGroup) -> Callable[[int], Index]:
         """Channels to remove → those that stay, the least salient ones gone."""
         kept = self.kept[group.name]
-        scores = score(group, self.oracle.state(self.kept), self.criterion, self.gradients)[kept]
+        scores = self.scores(group.name, self.kept)[kept]
         return lambda gone: kept[np.setdiff1d(np.arange(len(kept)), lowest(scores, gone))]
+
+    def scores(self, name: str, kept: Kept) -> Tensor:
+        """Saliency of a group's channels [channels] where these are kept."""
+        return score(self.oracle.groups[name], self.oracle.state(kept), self.criterion, self.gradients)
+
+    def weight(self, task: str) -> float:
+        """What a rise of a task's loss is counted in: a share of its unit, the smaller the stricter the task."""
+        return self.unit[task] * max(self.strictness[task], 1e-3)
 
     def _limits(self, tau: float) -> Losses:
         return {
-            task: min(value * (1 + tau * self.strictness[task]), max(value, self.ceiling[task]))
+            task: min(value + tau * self.strictness[task] * self.unit[task], max(value, self.ceiling[task]))
             for task, value in self.base.items()
         }
 
@@ -195,7 +215,7 @@ class Sequence:
         if not self.settings.skip_refused or not refused:
             return False
         limits = self._limits(tau)
-        return any(limits[task] < base * (1 + 0.5 * refused[task]) for task, base in self.base.items())
+        return any(limits[task] < base + 0.5 * refused[task] for task, base in self.base.items())
 
     def pass_over(self, name: str) -> None:
         """Leave a hopeless group as it is; the published loop would have tried its smallest step."""
@@ -236,15 +256,19 @@ class Sequence:
             return tau
         nothing = all(len(decision.kept) == decision.kept_before for decision in self.decisions)
         needed = [
-            tau / decision.tau * _excess(decision.trials[0].losses, decision.base, self.strictness)
+            tau / max(decision.tau, 1e-12) * self._excess(decision.trials[0].losses, decision.base)
             for decision in self._refused()
         ]
         return max(2 * tau, 1.05 * min(needed, default=0.0) if nothing else 0.0)
 
     def needed_rise(self, original: Losses) -> float:
         """How far above the original's losses the cheapest refused step would have taken a task."""
-        found = (_excess(decision.trials[0].losses, original, self.strictness) for decision in self._refused())
+        found = (self._excess(decision.trials[0].losses, original) for decision in self._refused())
         return min(found, default=0.0)
+
+    def _excess(self, losses: Losses, base: Losses) -> float:
+        """max_t (L_t - B_t), in units of each task's strictness and of what τ is counted in."""
+        return max((losses[task] - base[task]) / self.weight(task) for task in base)
 
     def _refused(self) -> list[Decision]:
         """Decisions whose smallest step was refused."""
@@ -274,8 +298,16 @@ class Sequence:
         least = count - int(count * max(self.settings.ratios) + 1e-9)
         if fast := [each for each in self.counts.get(name, ()) if least <= each < count]:
             return fast
-        step = channel_step(self.oracle.groups[name].channels, self.settings.round_to)
+        step = self._step(name)
         return range(min(step, count), count + 1, step)
+
+    def next_count(self, name: str, count: int) -> int:
+        """The next larger channel count that a group may have."""
+        step = self._step(name)
+        return min((each for each in self.counts.get(name, ()) if each > count), default=(count // step + 1) * step)
+
+    def _step(self, name: str) -> int:
+        return channel_step(self.oracle.groups[name].channels, self.settings.round_to)
 
     def _count_published(self, name: str, counts: list[tuple[float, int]], best: int | None) -> None:
         """What the published loop would have spent on this group: a pass of the pruned copy for every ratio up to and
@@ -303,8 +335,3 @@ def channel_step(channels: int, largest: int) -> int:
 def _largest(allowed: Counts, count: int) -> int:
     """The largest allowed count up to a number, or the smallest one."""
     return allowed[max(bisect.bisect_right(allowed, count) - 1, 0)]
-
-
-def _excess(losses: Losses, base: Losses, strictness: Mapping[str, float]) -> float:
-    """max_t (L_t / B_t - 1) in units of each task's strictness."""
-    return max((losses[t] / max(b, 1e-12) - 1) / max(strictness[t], 1e-12) for t, b in base.items())

@@ -19,8 +19,10 @@ class Settings:
     Args:
         local_tolerance: τ0, allowed relative increase of each task's loss at the first group of a sequence.
         global_tolerance: T, the product bound over all groups, from which λ follows.
-        taper: without T, the tolerance of the last group of a sequence as a share of the first one's: the groups that
-            save most may cost most.
+        price: without T, a group's tolerance is τ times (its saving / the largest)^price: at 1 every group may cost as
+            much per saving, at 0 every group as much.
+        compound: τ counts from the losses as they are by then, so that the allowed drop compounds (published); else it
+            is a share of the original model's losses, and a task that is nearly lost does not become free to cut.
         growth: a sequence may multiply each task's loss by at most this factor, counted from the original model's
             losses and compounding over the sequences of a round; None for no such ceiling. It keeps a task that is
             nearly lost from becoming free to cut.
@@ -55,7 +57,8 @@ class Settings:
 
     local_tolerance: float = 0.1
     global_tolerance: float | None = None
-    taper: float = 0.1
+    price: float = 1.0
+    compound: bool = False
     growth: float | None = 1.5
     keep_share: float = 0.8
     ratios: tuple[float, ...] = RATIOS[:10]
@@ -111,7 +114,8 @@ class Settings:
     def published(self) -> Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
         return replace(
-            self, local_tolerance=0.05, global_tolerance=5.0, growth=None, keep_share=0.8, ratios=RATIOS, rounds=1,
+            self, local_tolerance=0.05, compound=True, global_tolerance=5.0, growth=None, keep_share=0.8,
+            ratios=RATIOS, rounds=1,
             front=(), max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
             compensate=False, calibration_samples=None, confidence=None,
         )  # fmt: skip

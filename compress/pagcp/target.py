@@ -44,6 +44,12 @@ class Target:
         kinds = self._unmet(before) or ["flops"]
         return sum((self._figure(kind, before) - self._figure(kind, after)) / self._whole(kind) for kind in kinds)
 
+    def cost(self, smaller: Floats, larger: Floats) -> float:
+        """What going to larger widths takes of the costs that are limited: the sum of their shares of the original."""
+        return sum(
+            (self._figure(kind, larger) - self._figure(kind, smaller)) / self._whole(kind) for kind in self._allowed
+        )
+
     def learn(self, widths: Sequence[Floats]) -> None:
         """Prepare the hardware's model for several widths at once."""
         if self._hardware is not None and self.limits_latency:

@@ -82,14 +82,14 @@ def prepare_tuning(report: Report) -> dict[str, Any] | None:
     return {"plots": curves, "epochs": len(epochs)}
 
 
-def sparkline(curve: Sequence[Mapping[str, Any]], tau: float | None) -> Sparkline | None:
-    """The loss curve of one decision, sorted by the share removed (a bisection tries them out of order)."""
+def sparkline(curve: Sequence[Mapping[str, Any]], bound: float) -> Sparkline | None:
+    """The loss curve of one decision, sorted by the share removed (a bisection tries them out of order), and the ratio
+    that it must stay below."""
     tried = sorted((entry for entry in curve if entry.get("loss_ratio")), key=lambda entry: entry["ratio"])
     worst: list[float] = [max(entry["loss_ratio"].values()) for entry in tried]
     if not worst:
         return None
-    bound = 1 + (tau or 0.0)
-    low, high = min(1.0, *worst), max(bound, min(max(worst), bound + 2 * (tau or 0.1)))
+    low, high = min(1.0, *worst), max(bound, min(max(worst), bound + 2 * max(bound - 1, 0.1)))
 
     def height(value: float) -> float:
         return round(26 - 24 * (min(value, high) - low) / ((high - low) or 1.0), 1)
@@ -107,7 +107,7 @@ def _words(trial: Trial) -> str:
 
 
 def _decision(position: int, entry: Mapping[str, Any]) -> Decision:
-    spark = sparkline(entry.get("curve", ()), entry.get("tau"))
+    spark = sparkline(entry.get("curve", ()), entry.get("limit", 1 + (entry.get("tau") or 0.0)))
     accepted = [trial for trial in spark.trials if trial.accepted] if spark else []
     return Decision(
         position=position,

@@ -136,7 +136,7 @@ def test_the_loss_curve_is_sorted_and_shows_the_worst_task():
         {"ratio": 0.5, "loss_ratio": {"a": 1.01, "b": 1.3}, "accepted": False},
         {"ratio": 0.25, "loss_ratio": {"a": 1.04, "b": 1.02}, "accepted": True},
     ]
-    spark = decisions.sparkline(curve, tau=0.05)
+    spark = decisions.sparkline(curve, 1.05)
     assert [(trial.ratio, trial.loss_ratio) for trial in spark.trials] == [(0.25, 1.04), (0.5, 1.3)]
     accepted, refused = spark.trials
     assert refused.y < spark.limit < accepted.y  # y grows downwards
@@ -146,7 +146,7 @@ def test_the_loss_curve_is_sorted_and_shows_the_worst_task():
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1e6), st.booleans()), max_size=20), st.floats(0, 1))
 def test_the_loss_curve_stays_inside_its_box(trials, tau):
     curve = [{"ratio": ratio, "loss_ratio": {"a": loss}, "accepted": ok} for ratio, loss, ok in trials]
-    spark = decisions.sparkline(curve, tau)
+    spark = decisions.sparkline(curve, 1 + (tau or 0))
     assert (spark is None) == (not trials)
     for trial in spark.trials if spark else []:
         assert 0 <= trial.x <= 100

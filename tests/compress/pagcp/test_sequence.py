@@ -23,8 +23,8 @@ from secateur.core.task import Workload
 from secateur.profiles.count import count
 
 FREE = replace(
-    tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None, taper=1.0,
-    growth=None, round_to=1, confidence=None,
+    tiny.FAST, stop_at_budget=False, max_passes=1, local_tolerance=0.1, calibration_samples=None, price=0.0,
+    compound=True, growth=None, round_to=1, confidence=None,
 )  # fmt: skip
 """One sequence over all groups, not stopped by a budget, judged on all samples; equal tolerances, no ceiling, any
 channel count."""
@@ -94,10 +94,22 @@ def test_no_task_passes_its_ceiling(squares: Workload, tmp_path: Path) -> None:
 
 
 def test_the_dear_groups_may_cost_more(squares: Workload, tmp_path: Path) -> None:
-    found = ran(squares, tmp_path / "state", replace(FREE, taper=0.1))
+    found = ran(squares, tmp_path / "state", replace(FREE, price=1.0))
     taus = [decision["tau"] for decision in found.decisions]
     assert taus == sorted(taus, reverse=True)
-    assert taus[-1] == pytest.approx(0.1 * taus[0])
+    assert taus[0] == FREE.local_tolerance
+    assert taus[-1] < 0.5 * taus[0]
+
+
+def test_a_rise_counts_by_the_originals_loss_and_not_by_what_is_left_of_the_model(
+    squares: Workload, tmp_path: Path
+) -> None:
+    """With compounding, a task that is nearly lost would become free to cut."""
+    found = ran(squares, tmp_path / "state", replace(FREE, local_tolerance=2.0, compound=False))
+    assert any(decision["base"][task] > 1.5 * found.base[task] for decision in found.decisions for task in found.base)
+    for decision in found.decisions:
+        limits = {task: decision["base"][task] + decision["tau"] * loss for task, loss in found.base.items()}
+        assert decision["limits"] == pytest.approx(limits)
 
 
 def test_channel_counts_are_aligned(squares: Workload, tmp_path: Path) -> None:
