@@ -97,7 +97,7 @@ def without_dead(workload: Workload) -> nn.Module:
 
 
 def produces_output(module: nn.Module, model: nn.Module, workload: Workload) -> bool:
-    """Whether a layer writes a task's prediction: the last convolution or linear layer of a task's head."""
+    """Whether a layer's channels are fixed: the last convolution or linear layer of a task's head."""
     return isinstance(module, (nn.Conv2d, nn.Linear)) and id(module) in heads(model, workload)
 
 
@@ -107,7 +107,7 @@ def heads(model: nn.Module, workload: Workload) -> set[int]:
     names = {
         member.parameter.rpartition(".")[0]
         for group in groups.values()
-        if group.why_not.startswith("output of the model")
+        if not group.prunable
         for member in group.members
         if member.role == "out"
     }
