@@ -1,14 +1,14 @@
 """How far predicted latencies can be trusted: published devices, soft cores, and this machine's calibration.
 
-    python benchmarks/latency.py published      # leaves networks out; writes results/latency-published.json, plots
-    python benchmarks/latency.py calibrated cpu # 100 variants of three unseen networks, measured now and predicted
-
-The second wants `secateur calibrate cpu` (or mobile) to have run, and a quiet machine.
+python benchmarks/latency.py published      # leaves networks out; writes results/latency-published.json, plots
+python benchmarks/latency.py variants cpu   # measures 100 variants of three networks, on a quiet machine
+python benchmarks/latency.py calibrated cpu # predicts them from what `secateur calibrate cpu` (or mobile) learned
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -157,10 +157,9 @@ def dense(width: Callable[[int], int]) -> Sketch:
     return sketch.finish(sketch.linear(sketch.pool(x, whole=True), 100))
 
 
-def run_calibrated(target: str) -> None:
-    calibration, meter = read(target), METERS[target](1)
-    model, random = calibration.model(), np.random.default_rng(20)
-    measured, predicted, names = [], [], []
+def variants() -> list[tuple[str, Sketch]]:
+    """(family, network) of each: networks that no calibration draws, at widths that pruning or slimming leaves."""
+    random, found = np.random.default_rng(20), []
     for index in range(VARIANTS):
         family = (residual, mobile, dense)[index % 3]
         pruned = index % 2 == 1  # any count, or multiples of eight as slimmable widths have
@@ -169,30 +168,50 @@ def run_calibrated(target: str) -> None:
             kept = random.uniform(0.3, 1.0) * channels
             return max(4, round(kept)) if pruned else max(8, 8 * round(kept / 8))
 
-        sketch = family(width)
-        measured.append(meter.model(sketch))
-        predicted.append(model.predict(read_onnx_bytes(sketch.onnx())).ms)
-        names.append(family.__name__)
-    errors = np.array(predicted) / np.array(measured) - 1
+        found.append((family.__name__, family(width)))
+    return found
+
+
+def run_variants(target: str) -> None:
+    meter = METERS[target](1)
+    document = {
+        "command": f"python benchmarks/latency.py variants {target}", "machine": machine.describe(),
+        "runtime": meter.version, "measured_ms": [round(meter.model(sketch), 4) for _, sketch in variants()],
+    }  # fmt: skip
+    write_json(HERE / "results" / f"latency-variants-{target}.json", document)
+
+
+def run_calibrated(target: str) -> None:
+    kept = json.loads((HERE / "results" / f"latency-variants-{target}.json").read_text(encoding="utf-8"))
+    calibration, measured = read(target), np.array(kept["measured_ms"])
+    if kept["runtime"] != calibration.version:
+        raise SystemExit(f"the variants were measured with {kept['runtime']}: measure them again")
+    model = calibration.model()
+    names, found = zip(*((name, model.predict(read_onnx_bytes(each.onnx()))) for name, each in variants()), strict=True)
+    errors = np.array([each.ms for each in found]) / measured - 1
+    inside = [each.low <= ms <= each.high for each, ms in zip(found, measured, strict=True)]
     document: dict[str, object] = {
-        "command": f"python benchmarks/latency.py calibrated {target}", "machine": machine.describe(),
+        "command": f"python benchmarks/latency.py calibrated {target}", "machine": kept["machine"],
         "runtime": calibration.version,
         "operators": len(calibration.operators), "networks": len(calibration.models),
-        **summary(errors), "family": names,
-        "measured_ms": np.round(measured, 4).tolist(), "predicted_ms": np.round(predicted, 4).tolist(),
+        **summary(errors), "interval_90_holds_pct": round(100 * float(np.mean(inside)), 1), "family": list(names),
+        "predicted_ms": [round(each.ms, 4) for each in found],
     }  # fmt: skip
     for name in sorted(set(names)):
         document[name] = summary(errors[[each == name for each in names]])
     write_json(HERE / "results" / f"latency-calibrated-{target}.json", document)
-    print({key: value for key, value in document.items() if key not in ("measured_ms", "predicted_ms", "family")})
+    print({key: value for key, value in document.items() if key not in ("predicted_ms", "family")})
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["published", "calibrated"])
+    parser.add_argument("what", choices=["published", "variants", "calibrated"])
     parser.add_argument("target", nargs="?", default="cpu", choices=sorted(METERS))
     given = parser.parse_args(arguments)
-    run_published() if given.what == "published" else run_calibrated(given.target)
+    if given.what == "published":
+        run_published()
+    else:
+        {"variants": run_variants, "calibrated": run_calibrated}[given.what](given.target)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,22 @@ LARGEST_FILE = 64 * 1024
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_MILLI = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12}
+_MILLI = {"k": 1e3, "": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "f": 1e-15}
 
 
-def _parse_figure(text: Any, *, unit: str, prefixes: dict[str, float]) -> float:
-    """`"34 GB/s"` → 3.4e10, for the unit `B/s` and decimal prefixes."""
+def _parse_figure(text: Any, *, unit: str, prefixes: dict[str, float], least: str, most: str) -> float:
+    """`"34 GB/s"` → 3.4e10, for the unit `B/s` and decimal prefixes; between `least` and `most`, which are units with
+    prefixes: what lies beyond is a prefix that was mistyped."""
     example = next(prefix for prefix in ("G", "Gi", "m", "") if prefix in prefixes) + unit
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*?)" + re.escape(unit), text) if type(text) is str else None
     if match is None or match[2] not in prefixes:
         raise ValueError(f'{text!r} is not a number with a unit, such as "34 {example}"')
     if float(match[1]) == 0:
         raise ValueError("must be above zero")
-    return float(match[1]) * prefixes[match[2]]
+    value = float(match[1]) * prefixes[match[2]]
+    if not prefixes[least] <= value <= prefixes[most]:
+        raise ValueError(f"{text!r} is beyond what hardware has, 1 {least}{unit} to 1 {most}{unit}: check its unit")
+    return value
 
 
 class _Model(BaseModel):
@@ -48,38 +52,38 @@ class _Sourced(_Model):
     source: str = Field(min_length=1)  # where the figure comes from: a data sheet, a paper, a measurement
 
 
-def _unit(unit: str, prefixes: dict[str, float]) -> BeforeValidator:
-    return BeforeValidator(partial(_parse_figure, unit=unit, prefixes=prefixes))
+def _unit(unit: str, prefixes: dict[str, float], least: str, most: str) -> BeforeValidator:
+    return BeforeValidator(partial(_parse_figure, unit=unit, prefixes=prefixes, least=least, most=most))
 
 
 class Compute(_Sourced):
     """Peak arithmetic, in FLOP/s (1 MAC = 2 FLOPs)."""
 
-    value: Annotated[float, _unit("FLOP/s", _DECIMAL)]
+    value: Annotated[float, _unit("FLOP/s", _DECIMAL, "M", "P")]
 
 
 class Bandwidth(_Sourced):
     """Memory bandwidth, in bytes per second."""
 
-    value: Annotated[float, _unit("B/s", _DECIMAL | _BINARY)]
+    value: Annotated[float, _unit("B/s", _DECIMAL | _BINARY, "M", "P")]
 
 
 class Memory(_Sourced):
     """Memory that a model may fill, in bytes."""
 
-    value: Annotated[float, _unit("B", _DECIMAL | _BINARY)]
+    value: Annotated[float, _unit("B", _DECIMAL | _BINARY, "K", "P")]
 
 
 class Power(_Sourced):
     """Power drawn under load, in watts."""
 
-    value: Annotated[float, _unit("W", _MILLI)]
+    value: Annotated[float, _unit("W", _MILLI, "m", "k")]
 
 
 class Energy(_Sourced):
     """Energy of one MAC or of one byte from main memory, in joules."""
 
-    value: Annotated[float, _unit("J", _MILLI)]
+    value: Annotated[float, _unit("J", _MILLI, "f", "n")]
 
 
 class PublishedLatency(_Model):
@@ -97,7 +101,7 @@ class SoftCoreLatency(_Model):
 
     model: Literal["soft_core"]
     core: str
-    clock: Annotated[float, _unit("Hz", _DECIMAL)]
+    clock: Annotated[float, _unit("Hz", _DECIMAL, "M", "G")]
     board: str = ""
 
 
@@ -106,7 +110,7 @@ class RooflineLatency(_Model):
 
     model: Literal["roofline"]
     use: float = Field(gt=0, le=1)
-    operator: Annotated[float, _unit("s", _MILLI)]  # time to start one operator
+    operator: Annotated[float, _unit("s", _MILLI, "n", "")]  # time to start one operator
 
 
 class RoutedLatency(_Model):

@@ -18,11 +18,8 @@ from secateur.profiles.latency.operators import Operator
 from secateur.profiles.latency.table import LatencyModel, LatencyTable
 from secateur.targets.calibration.run import calibrated
 from secateur.targets.device import Device, RoutedLatency
-from secateur.targets.predict import energy_mj, latency_model
+from secateur.targets.predict import CALIBRATED, energy_mj, latency_model
 from secateur.targets.registry import BASIS
-
-CALIBRATED = {"onnxruntime": "cpu", "ncnn": "mobile"}
-"""Runtime of this machine → what `secateur calibrate` calls it."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from math import exp
 
 from secateur.core.costs import Latency, LayerProfile, Profile
-from secateur.core.errors import DeviceError
+from secateur.core.errors import DeviceError, MissingExtraError
+from secateur.export.onnx_session import available_cores
 from secateur.profiles.latency.estimate import Estimate
+from secateur.profiles.latency.kernels import KernelModel
 from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
 from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
 from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
 from secateur.profiles.latency.table import LatencyModel
+from secateur.targets.calibration.run import calibrated
 from secateur.targets.device import Device, PublishedLatency, RooflineLatency, RoutedLatency, SoftCoreLatency
 
 FLOAT_BYTES = 4
@@ -43,9 +46,13 @@ class Roofline:
         ms = sum(self.layers(operators))
         return Estimate(ms, ms * exp(-ROOFLINE_WIDTH), ms * exp(ROOFLINE_WIDTH), 45.0, {})
 
-    def whole(self, parts_ms: float) -> float:
+    def parts(self, operators: Sequence[Operator]) -> list[float]:
+        """What `whole` takes the sum of."""
+        return self.layers(operators)
+
+    def whole(self, sums: float) -> float:
         """Milliseconds of a model whose layers take so many together."""
-        return parts_ms
+        return sums
 
     def layers(self, operators: Sequence[Operator]) -> list[float]:
         return [1e3 * (self.operator_s + self._seconds(each)) for each in operators]
@@ -53,6 +60,38 @@ class Roofline:
     def _seconds(self, operator: Operator) -> float:
         moved = FLOAT_BYTES * moved_bytes(operator)
         return max(2 * operator.macs / self.compute, moved / self.bandwidth) / self.use
+
+
+CALIBRATED = {"onnxruntime": "cpu", "ncnn": "mobile"}
+"""Runtime of this machine → what `secateur calibrate` calls it."""
+
+
+def model_of(device: Device) -> tuple[LatencyModel, str]:
+    """What predicts a device, and what that is: the model that was calibrated here, else the one its file names.
+
+    Raises:
+        DeviceError: neither exists; the hint says how to get one.
+    """
+    if (own := calibration_of(device)) is not None:
+        return own, "calibrated"
+    if device.latency is None and (name := _name(device)) is not None:
+        raise DeviceError(
+            f"{device.name} has no latency model: this machine is not calibrated", f"run: secateur calibrate {name}"
+        )
+    return latency_model(device), device.latency.model if device.latency else ""
+
+
+def calibration_of(device: Device) -> KernelModel | None:
+    """What `secateur calibrate` learned of a device that is this machine, None where it did not."""
+    name = _name(device)
+    try:
+        return calibrated(name, device.settings.threads or available_cores()) if name is not None else None
+    except MissingExtraError:  # whose version is part of what was calibrated
+        return None
+
+
+def _name(device: Device) -> str | None:
+    return CALIBRATED.get(device.runtime) if device.here or device.kind == "cpu" else None
 
 
 def latency_model(device: Device) -> LatencyModel:
@@ -89,15 +128,17 @@ def predict_onnx(
     """A predicted profile: latency with its 10th and 90th percentile, energy where the device's file tells its costs.
 
     Raises:
+        DeviceError: nothing predicts this device.
         ExportError: the file cannot be read, or leaves shapes open.
     """
-    operators, model = read_onnx(path, shapes), latency_model(device)
+    operators, (model, basis) = read_onnx(path, shapes), model_of(device)
     found = model.predict(operators)
     near = (found.ms / found.low) ** _P10_P90
     return Profile(
         target=device.name,
-        backend=f"{device.latency.model} model of {device.runtime}" if device.latency else "",
+        backend=f"{basis} model of {device.runtime}, batch 1",
         source="predicted",
+        basis=basis,
         latency=Latency(found.ms, found.ms / near, found.ms * near),
         flops=2 * total_macs(operators),
         params=sum(operator.weights for operator in operators),

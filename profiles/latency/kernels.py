@@ -1,11 +1,14 @@
 """A latency model learned from operators that were measured on a device: one learner for each kind of kernel.
 
-    model = KernelModel.fit(rows)              # (operator, milliseconds)
+    model = KernelModel.fit(rows)              # what was measured, see Measured
     model.predict(read_onnx("model.onnx")).ms
     model.steps(operator, axis="out")          # channel counts at which the time jumps
 
 A learner is a physical estimate (a non-negative combination of work, traffic and dispatch, which extrapolates) times
-a correction by boosted trees (which know where channels fill a vector). Nothing of it is stored: the measurements are,
+a correction by random trees (which know where channels fill a vector). Operators are measured with their weights in the
+caches, and after these were filled with something else: the difference tells how long a kernel's weights take to come
+from memory, in whatever form the runtime keeps them (Winograd's are seven times as large). A model whose weights
+outgrow the caches pays for a part of that; how much, whole models tell. Nothing of it is stored: the measurements are,
 and learning from them takes a second, so no pickle is ever loaded.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +29,29 @@ from secateur.profiles.latency.operators import CONVOLUTIONS, Operator
 Array = NDArray[np.float64]
 FEW = 12
 """Rows below which a kernel has the physical estimate alone."""
-EACH_MS, START_MS, SHRINK = 1e-3, 1e-2, 0.3
+EACH_MS, START_MS, SHRINK = 1e-3, 1e-2, 1.0
 """Units of what a model adds for each operator and for a call, and how strongly scales are held to 1."""
+KNOTS = (0.0, 0.4, 0.7, 0.9)
+"""Where weights that come from memory may get dearer: quantiles over the whole models that were measured."""
+TREES = 100
 FALLBACK = {
-    "grouped": "conv", "deconv": "conv", "matmul": "linear", "slice": "concat", "shuffle": "concat", "resize": "concat",
+    "stem": "conv", "grouped": "conv", "deconv": "conv", "matmul": "linear", "slice": "concat", "shuffle": "concat",
+    "resize": "concat",
     "reduce": "pool", "norm": "elementwise", "lrn": "activation", "softmax": "activation", "layernorm": "activation",
 }  # fmt: skip
 """Kernel that stands in for one that was not measured."""
+
+
+_FUNCTIONS = ("relu", "sigmoid", "hswish", "gelu", "tanh", "swish")
+_FILLS = ((False, False), (False, True), (True, False), (True, True))
+
+
+class Measured(NamedTuple):
+    """An operator and its milliseconds: called again and again, and after its weights were pushed out of the caches."""
+
+    operator: Operator
+    ms: float
+    cold_ms: float
 
 
 def kernel(operator: Operator) -> str:
@@ -41,7 +60,7 @@ def kernel(operator: Operator) -> str:
         return "depthwise"
     if operator.kind in CONVOLUTIONS and operator.groups > 1:
         return "grouped"
-    return operator.kind
+    return "stem" if operator.kind == "conv" and operator.channels[0] <= 4 else operator.kind
 
 
 def _part(operator: Operator) -> str:
@@ -50,37 +69,64 @@ def _part(operator: Operator) -> str:
     return "pointwise" if name == "conv" and operator.taps == 1 else name
 
 
+def lanes(count: int) -> int:
+    """Channels that fit a vector exactly, up to 16: runtimes pack that many, and one by one what fits none."""
+    return min(count & -count, 16)
+
+
 def physics(operator: Operator) -> Array:
-    """[dispatch, arithmetic on full vectors of 16, traffic in, traffic out, weights], in millions."""
+    """What time is made of, in millions: 1 (dispatch); arithmetic of 3x3 kernels, of 1x1 and of other ones,
+    each on input and output channels that fill vectors or do not; elements by the function that is applied to them;
+    separate channels that fill none; traffic in and out; weights of 3x3 kernels and of others."""
     ins, outs = operator.channels
-    padded = operator.macs
-    if operator.kind == "conv" and operator.groups == 1 and ins > 4:
-        padded = operator.pixels * operator.taps * (-(-ins // 16) * 16) * (-(-outs // 16) * 16)
-    return np.array(
-        [1.0, padded / 1e6, operator.elements_in / 1e6, operator.elements_out / 1e6, operator.weights / 1e6]
-    )
+    winograd = _winograd(operator)
+    kinds = (winograd, operator.taps == 1, not winograd and operator.taps > 1)
+    loose = (lanes(ins) < 4 and kernel(operator) != "stem", lanes(outs) < 4)
+    macs = operator.pixels * operator.taps * _full(ins) * _full(outs) if kernel(operator) == "conv" else operator.macs
+    work = [
+        (macs if loose == (False, False) else operator.macs) * (kind and loose == fill)
+        for kind in kinds for fill in _FILLS
+    ]  # fmt: skip
+    applied = [operator.elements_in * (operator.function == name) for name in _FUNCTIONS]
+    moved = [
+        operator.elements_in,
+        operator.elements_out,
+        winograd * operator.weights,
+        (not winograd) * operator.weights,
+    ]
+    separate = operator.groups * (operator.groups > 1 and loose[1])
+    return np.array([1e6, *work, *applied, separate, *moved]) / 1e6
+
+
+def _winograd(operator: Operator) -> bool:
+    return operator.taps == 9 and operator.stride == 1
+
+
+def _full(count: int) -> int:
+    return -(-count // 16) * 16
 
 
 def shape_features(operator: Operator) -> list[float]:
     """What trees look at: sizes on a logarithmic scale, and how channels fall on vectors."""
     ins, outs = operator.channels
     work = [operator.macs, operator.elements_in, operator.elements_out, operator.weights, operator.pixels, ins, outs]
-    filled = [count / (-(-count // lanes) * lanes) for count in (ins, outs) for lanes in (4, 8, 16, 32)]
-    functions = ("", "relu", "sigmoid", "hswish", "gelu", "tanh", "swish")
-    function = functions.index(operator.function) if operator.function in functions else -1
+    filled = [count / (-(-count // width) * width) for count in (ins, outs) for width in (4, 8, 16, 32)]
+    function = _FUNCTIONS.index(operator.function) if operator.function in _FUNCTIONS else -1
     return [
-        *np.log1p(work).tolist(), *filled, operator.taps, operator.stride, operator.dilation, np.log(operator.groups),
-        function, operator.output[-1] % 8, len(operator.inputs),
+        *np.log1p(work).tolist(), *filled, lanes(ins), lanes(outs), operator.taps, operator.stride, operator.dilation,
+        np.log(operator.groups), function, operator.output[-1] % 8, len(operator.inputs),
     ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Learner:
-    """One kernel: coefficients of `physics`, trees on the logarithm of the ratio, and the spread of what is left."""
+    """One kernel: coefficients of `physics`, trees on the logarithm of the ratio, the spread of what is left, and the
+    milliseconds in which a million weights, of 3x3 kernels and of others, come from memory."""
 
     coefficients: Array
     trees: Any
     spread: float
+    fetching: Array
 
     def ms(self, operators: Sequence[Operator]) -> Array:
         base = np.stack([physics(each) for each in operators]) @ self.coefficients
@@ -89,23 +135,28 @@ class _Learner:
             return np.asarray(base)
         return np.asarray(base * np.exp(self.trees.predict([shape_features(each) for each in operators])))
 
+    def fetch_ms(self, operators: Sequence[Operator]) -> Array:
+        return np.asarray(np.stack([physics(each)[-2:] for each in operators]) @ self.fetching)
+
 
 @dataclass(frozen=True)
 class KernelModel:
     """Learners by kernel, and how whole models relate to their operators.
 
-    ms = sum of scales[kernel] x operator + each_ms x operators + start_ms; the latter two may be negative, since a
-    profiler adds to what it times.
+    ms = sum of scales[kernel] x operator + paid(sum of what fetching weights takes) + each_ms x operators + start_ms;
+    the latter two may be negative, since a profiler adds to what it times. `memory` holds (knot, slope) of `paid`, a
+    convex function: what fits into the caches costs nothing.
     """
 
     learners: Mapping[str, _Learner]
     scales: Mapping[str, float] = field(default_factory=dict)
+    memory: tuple[tuple[float, float], ...] = ()
     each_ms: float = 0.0
     start_ms: float = 0.0
     model_spread: float = 0.08
 
     @classmethod
-    def fit(cls, rows: Sequence[tuple[Operator, float]], seed: int = 0) -> KernelModel:
+    def fit(cls, rows: Sequence[Measured], seed: int = 0) -> KernelModel:
         """Learn from measured operators.
 
         Raises:
@@ -113,66 +164,90 @@ class KernelModel:
         """
         if not rows:
             raise DeviceError("no operator was measured", "run secateur calibrate first")
-        groups: dict[str, list[tuple[Operator, float]]] = defaultdict(list)
-        for operator, ms in rows:
-            groups[kernel(operator)].append((operator, ms))
+        groups: dict[str, list[Measured]] = defaultdict(list)
+        for row in rows:
+            groups[kernel(row.operator)].append(row)
         return cls({name: _learn(group, seed) for name, group in groups.items()})
 
     def with_models(self, measured: Sequence[tuple[Sequence[Operator], float]]) -> KernelModel:
-        """Also learn from whole models what operators alone do not tell: layout changes, fusion, the call itself."""
+        """Also learn from whole models what operators alone do not tell: layout changes, fusion, caches, the call."""
         from scipy.optimize import lsq_linear
 
         names = sorted({_part(each) for operators, _ in measured for each in operators})
         ms = np.array([each for _, each in measured])
-        design = np.stack([self._sums(operators, names) for operators, _ in measured]) / ms[:, None]
-        size = np.sqrt((design**2).mean(0)) * np.array([1.0] * len(names) + [0.1, 0.1])
-        expected = np.array([1.0] * len(names) + [0.0, 0.0])
-        low = np.array([0.0] * len(names) + [-2 * EACH_MS, -2 * START_MS]) / [*[1.0] * len(names), EACH_MS, START_MS]
+        times = [self._alone(operators) for operators, _ in measured]
+        fetch = np.array([float(each.sum()) for _, each in times])
+        knots = [float(np.quantile(fetch, knot)) if knot else 0.0 for knot in KNOTS]
+        sums = [self._sums(operators, warm, names) for (operators, _), (warm, _) in zip(measured, times, strict=True)]
+        beyond = np.maximum(fetch[:, None] - np.array(knots), 0.0)
+        design = np.hstack([np.stack(sums), beyond]) / ms[:, None]
+        expected = np.array([*[1.0] * len(names), *[0.0] * (2 + len(knots))])
+        low = np.array([*[0.0] * len(names), -2.0, -2.0, *[0.0] * len(knots)])
+        high = np.array([*[3.0] * (len(names) + 2), *[2.0] * len(knots)])
+        firmness = np.array([*[1.0] * len(names), 0.1, 0.1, *[0.1] * len(knots)])
+        size = np.sqrt((design**2).mean(0)) * firmness
         tie = SHRINK * np.sqrt(len(ms)) * np.diag(np.maximum(size, 1e-9))
         weight, found, rest = np.ones(len(ms)), expected, np.zeros(len(ms))
         for _ in range(6):  # robust: Cauchy weights on relative errors
             rows, wanted = np.vstack([design * weight[:, None], tie]), np.concatenate([weight, tie @ expected])
-            found = lsq_linear(rows, wanted, bounds=(low, np.full(len(low), 3.0))).x
+            found = lsq_linear(rows, wanted, bounds=(low, high)).x
             rest = design @ found - 1
             scale = max(1.48 * float(np.median(np.abs(rest))), 0.01)
             weight = 1 / np.sqrt(1 + (rest / (2 * scale)) ** 2)
         spread = float(np.quantile(np.abs(rest), 0.9)) / 1.645
-        scales = dict(zip(names, found[:-2].tolist(), strict=True))
-        each, start = float(found[-2]) * EACH_MS, float(found[-1]) * START_MS
-        return replace(self, scales=scales, each_ms=each, start_ms=start, model_spread=max(spread, 0.02))
+        scales, (each, start, *slopes) = found[: len(names)].tolist(), found[len(names) :].tolist()
+        return replace(
+            self, scales=dict(zip(names, scales, strict=True)), memory=tuple(zip(knots, slopes, strict=True)),
+            each_ms=each * EACH_MS, start_ms=start * START_MS, model_spread=max(spread, 0.02),
+        )  # fmt: skip
 
-    def _sums(self, operators: Sequence[Operator], names: Sequence[str]) -> Array:
+    @staticmethod
+    def _sums(operators: Sequence[Operator], warm: Array, names: Sequence[str]) -> Array:
         """Milliseconds of each part of a model, then its operators and its start in units of EACH_MS and START_MS."""
         sums = dict.fromkeys(names, 0.0)
-        for operator, ms in zip(operators, self._alone(operators), strict=True):
+        for operator, ms in zip(operators, warm, strict=True):
             sums[_part(operator)] += ms
         return np.array([*sums.values(), EACH_MS * len(operators), START_MS])
 
     def layers(self, operators: Sequence[Operator]) -> list[float]:
-        """Milliseconds of each operator in a model."""
-        return [
-            max(self.scales.get(_part(operator), 1.0) * ms + self.each_ms, 0.0)
-            for operator, ms in zip(operators, self._alone(operators), strict=True)
-        ]
+        """Milliseconds of each operator in this model, whose weights share the caches."""
+        return self._shared(self.parts(operators)).tolist()  # type: ignore[no-any-return]
 
-    def whole(self, parts_ms: float) -> float:
-        """Milliseconds of a model whose layers take so many together."""
-        return max(parts_ms + self.start_ms, 0.3 * parts_ms, 1e-4)
+    def _shared(self, parts: Array) -> Array:
+        total = float(parts[:, 1].sum())
+        return np.maximum(parts @ [1.0, self._paid(total) / max(total, 1e-9)], 0.0)
 
-    def _alone(self, operators: Sequence[Operator]) -> list[float]:
-        found = np.zeros(len(operators))
+    def parts(self, operators: Sequence[Operator]) -> Array:
+        """Of each operator, in whatever model it stands: milliseconds with its weights in the caches, and of fetching
+        these from memory. Sums of them are what `whole` takes. Shape (operators, 2)."""
+        warm, fetch = self._alone(operators)
+        scale = np.array([self.scales.get(_part(each), 1.0) for each in operators])
+        return np.stack([scale * warm + self.each_ms, fetch], axis=1)
+
+    def whole(self, sums: Array) -> float:
+        """Milliseconds of a model from the sums of its operators' parts, shape (2,)."""
+        ms = float(sums[0]) + self._paid(float(sums[1]))
+        return max(ms + self.start_ms, 0.3 * ms, 1e-4)
+
+    def _paid(self, fetch_ms: float) -> float:
+        return sum(slope * max(fetch_ms - knot, 0.0) for knot, slope in self.memory)
+
+    def _alone(self, operators: Sequence[Operator]) -> tuple[Array, Array]:
+        """Milliseconds of each operator with its weights in the caches, and of fetching these from memory."""
+        warm, fetch = np.zeros(len(operators)), np.zeros(len(operators))
         groups: dict[str, list[int]] = defaultdict(list)
         for index, operator in enumerate(operators):
             groups[self._stand_in(kernel(operator))].append(index)
         for name, indices in groups.items():
             if name:
-                found[indices] = self.learners[name].ms([operators[index] for index in indices])
-        return found.tolist()
+                learner, chosen = self.learners[name], [operators[index] for index in indices]
+                warm[indices], fetch[indices] = learner.ms(chosen), learner.fetch_ms(chosen)
+        return warm, fetch
 
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         """Latency of a model for one sample."""
-        parts, kinds = self.layers(operators), [kernel(each) for each in operators]
-        ms = self.whole(sum(parts))
+        table, kinds = self.parts(operators), [kernel(each) for each in operators]
+        ms, parts = self.whole(table.sum(0)), self._shared(table).tolist()
         strange = sum(part for part, kind in zip(parts, kinds, strict=True) if kind not in self.learners)
         spread = float(np.hypot(self.model_spread, 0.7 * strange / max(sum(parts), 1e-9)))
         shares: dict[str, float] = defaultdict(float)
@@ -212,39 +287,33 @@ def with_channels(operator: Operator, axis: Literal["in", "out"], count: int) ->
     return replace(operator, inputs=inputs, weights=operator.weights * count // ins)
 
 
-def _learn(rows: Sequence[tuple[Operator, float]], seed: int) -> _Learner:
+def _learn(rows: Sequence[Measured], seed: int) -> _Learner:
     from scipy.optimize import nnls
-    from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor, VotingRegressor
+    from sklearn.ensemble import ExtraTreesRegressor
 
-    ms = np.array([max(each, 1e-5) for _, each in rows])
-    design = np.stack([physics(operator) for operator, _ in rows]) / ms[:, None]
-    coefficients, _ = nnls(design, np.ones(len(ms)))
-    ratio = -np.log(np.maximum(design @ coefficients, 1e-3))
+    ms, cold = (np.maximum(times, 1e-5) for times in np.array([(row.ms, row.cold_ms) for row in rows]).T)
+    parts = np.stack([physics(row.operator) for row in rows])
+    coefficients, _ = nnls(parts / ms[:, None], np.ones(len(ms)))
+    moved = np.hstack([parts[:, :1], parts[:, -4:]])
+    fetching, _ = nnls(moved / cold[:, None], (cold - ms) / cold)
+    ratio = -np.log(np.maximum(parts @ coefficients / ms, 1e-3))
     if len(rows) < FEW:
-        return _Learner(coefficients, None, float(np.std(ratio)))
-    features = [shape_features(operator) for operator, _ in rows]
-    trees = VotingRegressor(
-        [
-            ("boosted", GradientBoostingRegressor(
-                loss="huber", n_estimators=150, learning_rate=0.1, max_depth=5, subsample=0.7, min_samples_leaf=2,
-                random_state=seed,
-            )),
-            ("extra", ExtraTreesRegressor(n_estimators=60, min_samples_leaf=1, random_state=seed)),
-        ]
-    )  # fmt: skip
-    trees.fit(features, ratio)
-    return _Learner(coefficients, trees, float(np.std(ratio - trees.predict(features))))
+        return _Learner(coefficients, None, float(np.std(ratio)), fetching[-2:])
+    features = [shape_features(row.operator) for row in rows]
+    trees = ExtraTreesRegressor(n_estimators=TREES, random_state=seed).fit(features, ratio)
+    return _Learner(coefficients, trees, float(np.std(ratio)), fetching[-2:])
 
 
-def cross_errors(rows: Sequence[tuple[Operator, float]], folds: int = 4, seed: int = 0) -> Array:
-    """Log error of each row, predicted by learners that never saw it; 0 where a kernel has too few rows."""
+def cross_errors(rows: Sequence[Measured], folds: int = 4, seed: int = 0) -> Array:
+    """Log error of each row with warm caches, predicted by learners that never saw it; 0 where a kernel has too few."""
     errors = np.zeros(len(rows))
     fold = np.random.default_rng(seed).integers(0, folds, len(rows))
     for turn in range(folds):
         inside, outside = [*np.flatnonzero(fold != turn)], [*np.flatnonzero(fold == turn)]
         if not inside or not outside:
             continue
-        predicted = KernelModel.fit([rows[index] for index in inside], seed).layers([rows[i][0] for i in outside])
-        for index, ms in zip(outside, predicted, strict=True):
-            errors[index] = np.log(max(ms, 1e-5) / max(rows[index][1], 1e-5)) if ms > 0 else 0.0
+        fitted = KernelModel.fit([rows[index] for index in inside], seed)
+        predicted, _ = fitted._alone([rows[index].operator for index in outside])
+        for index, ms in zip(outside, predicted.tolist(), strict=True):
+            errors[index] = np.log(max(ms, 1e-5) / max(rows[index].ms, 1e-5)) if ms > 0 else 0.0
     return errors

@@ -89,9 +89,13 @@ class DeviceModel:
         scale, factors = np.exp(self.mixture.offsets[0]), np.exp(self.mixture.factors[0])
         return [float(scale * (count([operator]) @ factors)) for operator in operators]
 
-    def whole(self, parts_ms: float) -> float:
+    def parts(self, operators: Sequence[Operator]) -> list[float]:
+        """What `whole` takes the sum of."""
+        return self.layers(operators)
+
+    def whole(self, sums: float) -> float:
         """Milliseconds of a model whose layers take so many together."""
-        return parts_ms
+        return sums
 
     def spread(self, terms: Array) -> Array:
         """Standard deviation of log milliseconds before scaling, (networks,)."""

@@ -81,10 +81,14 @@ class SoftCore:
         """Milliseconds of each operator, without the time to start a run."""
         return [sum(self._parts(operator)) for operator in operators]
 
-    def whole(self, parts_ms: float) -> float:
+    def parts(self, operators: Sequence[Operator]) -> list[float]:
+        """What `whole` takes the sum of."""
+        return self.layers(operators)
+
+    def whole(self, sums: float) -> float:
         """Milliseconds of a model whose layers take so many together: with the time to start a run."""
         known = parameters()
-        return known.start_ms.get(self.board, max(known.start_ms.values())) + parts_ms
+        return known.start_ms.get(self.board, max(known.start_ms.values())) + sums
 
     def _parts(self, operator: Operator) -> tuple[float, float, float, float]:
         known = parameters()

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.operators import Operator
 
 
 class LatencyModel(Protocol):
-    """What predicts a latency, whatever is behind it: predict(x).ms is whole(sum(layers(x)))."""
+    """What predicts a latency, whatever is behind it: predict(x).ms is whole(sum(parts(x)))."""
 
     def predict(self, operators: Sequence[Operator]) -> Estimate: ...
 
     def layers(self, operators: Sequence[Operator]) -> list[float]: ...
 
-    def whole(self, parts_ms: float) -> float: ...
+    def parts(self, operators: Sequence[Operator]) -> Iterable[Any]:
+        """Of each operator, whatever model it stands in: milliseconds, or an array of what adds up."""
+        ...
+
+    def whole(self, sums: Any) -> float: ...
 
 
 @dataclass
@@ -30,7 +34,7 @@ class LatencyTable:
     """A latency model that remembers what it was asked."""
 
     model: LatencyModel
-    known: dict[Operator, float] = field(default_factory=dict)
+    known: dict[Operator, Any] = field(default_factory=dict)
 
     def ms(self, operators: Sequence[Operator]) -> float:
         """Milliseconds of a model for one sample."""
@@ -42,4 +46,4 @@ class LatencyTable:
         """Ask for the operators, without names, of several models at once, which costs little more than for one."""
         missing = list(dict.fromkeys(each for one in models for each in one if each not in self.known))
         if missing:
-            self.known.update(zip(missing, self.model.layers(missing), strict=True))
+            self.known.update(zip(missing, self.model.parts(missing), strict=True))

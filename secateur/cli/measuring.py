@@ -89,6 +89,9 @@ def benchmark(
         list[str],
         typer.Option("--shape", metavar="INPUT=1x3x64x64", help="For inputs whose sizes an ONNX file leaves open."),
     ] = [],  # noqa: B006 - typer copies it
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Run nothing: predict this machine too, from what calibrate learned.")
+    ] = False,
     workload: WorkloadOption = None,
 ) -> Answer:
     """Measure a model on target hardware.
@@ -99,7 +102,7 @@ def benchmark(
     from secateur.api import benchmark as measure
     from secateur.cli.tables import show_benchmark
 
-    found = measure(thing, target, against, workload=workload, per_layer=per_layer, shapes=shapes)
+    found = measure(thing, target, against, workload=workload, per_layer=per_layer, shapes=shapes, predict=predict)
     return Answer(found.as_json(), lambda console: show_benchmark(console, found), _nothing(found.profiles))
 
 

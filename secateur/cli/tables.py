@@ -12,6 +12,7 @@ from secateur.cli.routed import show_routed
 from secateur.core.bundle import Bundle
 from secateur.core.costs import LayerProfile, Profile
 from secateur.profiles.report import Report, summary, units
+from secateur.targets.registry import BASIS
 from secateur.verbs.benchmark import Benchmark
 from secateur.verbs.select import Selection
 
@@ -85,6 +86,9 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
                 shown.add_row(name, *_figures(each))
     if shown.row_count:
         console.print(shown)
+        for profile in found.profiles:
+            if profile.basis is not None:
+                console.print(f"{profile.target} is predicted {BASIS[profile.basis]}", style="dim")
         _show_missing(console, found.profiles)
     for other, profile in zip(others, found.profiles, strict=True):
         show_routed(console, [*([(str(found.against), other)] if other else []), (found.name, profile)])

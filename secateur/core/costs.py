@@ -65,7 +65,8 @@ class LayerProfile:
 @dataclass(frozen=True)
 class Profile:
     """What a target says of a model. `source` tells how each figure was come by: a predicted figure is never
-    shown as a measured one. `error_pct` is the stated error of a predicted latency; `details` are figures that only
+    shown as a measured one. `error_pct` is the stated error of a predicted latency, `basis` what predicted it:
+    "calibrated" (operators measured here), "published", "soft_core" or "roofline"; `details` are figures that only
     this kind of target has, as JSON."""
 
     target: str
@@ -77,6 +78,7 @@ class Profile:
     peak_memory_bytes: int | None = None
     energy_mj: float | None = None
     error_pct: float | None = None
+    basis: str | None = None
     parity_max_abs: float | None = None
     speedup_against: float | None = None
     reason: str | None = None
@@ -92,6 +94,7 @@ class Profile:
             "source": self.source,
             "latency_ms": self.latency.as_json() if self.latency else None,
             "error_pct": self.error_pct,
+            "basis": self.basis,
             "flops": self.flops,
             "params": self.params,
             "peak_memory_bytes": self.peak_memory_bytes,

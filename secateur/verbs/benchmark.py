@@ -93,6 +93,7 @@ def benchmark(
     workload: AnyWorkload | None = None,
     per_layer: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    predict: bool = False,
 ) -> Benchmark:
     """Measure a model on targets.
 
@@ -104,6 +105,7 @@ def benchmark(
         workload: of a bundle, instead of the one that it refers to.
         per_layer: also measure layer by layer.
         shapes: input name → shape, for ONNX files that leave more than the batch open.
+        predict: also where it could be measured, by what `calibrate` learned of this machine.
 
     Raises:
         DeviceError, BundleError, ExportError, WorkloadError: what is named does not exist or cannot be measured.
@@ -115,7 +117,7 @@ def benchmark(
         (name,) = subjects
         subjects |= exports.other(thing, name, against, workload)
         other = next((key for key in subjects if key != name), None)
-        found = measure_everywhere(subjects, where, against=other, layers=per_layer, shapes=shapes)
+        found = measure_everywhere(subjects, where, against=other, layers=per_layer, shapes=shapes, predict=predict)
     return compared(found, name, other)
 
 

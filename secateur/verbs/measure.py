@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.costs import Costs, Profile
-from secateur.core.errors import DeviceError, ExportError
+from secateur.core.errors import (
+    DeviceError,
+    ExportError,
+    MissingExtraError,
+    ParityError,
+    SecateurError,
+    TargetUnavailableError,
+)
 from secateur.core.task import Workload
 from secateur.targets.compiled import measure_compiled
 from secateur.targets.cpu import inputs_of, measure_onnx
 from secateur.targets.device import Device, RoutedLatency
 from secateur.targets.device import get as device_by_name
 from secateur.targets.here import measure_here
-from secateur.targets.predict import predict_onnx
+from secateur.targets.predict import calibration_of, predict_onnx
 from secateur.targets.registry import TargetStatus, device_status, status
 from secateur.targets.runtimes import RUNTIMES, LocalRuntime
 from secateur.verbs.routed import measure_routed
@@ -39,6 +46,10 @@ class Subject:
     workload: Callable[[], Workload] | None = None
     """The model as torch has it, with its data, where there is more than the ONNX file."""
 
+    def has(self, runtime: LocalRuntime) -> bool:
+        """Whether there is a form of the model that a runtime executes."""
+        return runtime.reads_onnx or self.convert is not None
+
     def form(self, runtime: LocalRuntime) -> Path:
         """The model in a form that a runtime executes.
 
@@ -50,7 +61,7 @@ class Subject:
         if self.convert is None:
             raise ExportError(
                 f"{self.onnx} is ONNX, and {runtime.format} files are made from the model",
-                "name a bundle or a workload",
+                "name a bundle or a workload; or have it predicted: run secateur calibrate mobile once",
             )
         return self.convert(runtime.format)
 
@@ -96,11 +107,12 @@ def measure_everywhere(subjects: Mapping[str, Subject], where: Sequence[Place], 
     Raises:
         SecateurError: the first mistake, when it was made on every target that could be had.
     """
-    found, mistakes = [], []
+    found: list[dict[str, Profile]] = []
+    mistakes: list[SecateurError] = []
     for place in where:
         try:
             found.append(measure(subjects, place, **how))
-        except (ExportError, DeviceError) as error:
+        except (ExportError, ParityError, DeviceError, TargetUnavailableError, MissingExtraError) as error:
             mistakes.append(error)
             found.append(
                 measure(subjects, TargetStatus(place.name, place.kind, "unavailable", error.message, error.hint))
@@ -117,6 +129,7 @@ def measure(
     against: str | None = None,
     layers: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    predict: bool = False,
 ) -> dict[str, Profile]:
     """Each subject's profile on one target, measured in turns.
 
@@ -124,6 +137,7 @@ def measure(
         against: name of the subject that `speedup_against` of the others refers to.
         layers: also measure layer by layer.
         shapes: input name → shape, for ONNX files that leave more than the batch open.
+        predict: also where it could be measured.
     """
     if isinstance(place, TargetStatus):
         missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
@@ -131,7 +145,7 @@ def measure(
     if isinstance(place.latency, RoutedLatency):
         routed = measure_routed(subjects, place, against, layers)
         return {name: _filled(profile, subjects[name]) for name, profile in routed.items()}
-    if is_predicted(place):
+    if predict or is_predicted(place) or _only_predictable(subjects, place):
         return _predicted(subjects, place, against, layers, shapes)
     if place.runtime in RUNTIMES:
         runtime = RUNTIMES[place.runtime]
@@ -152,6 +166,13 @@ def measure(
     else:
         profiles = measure_compiled(files, place.runtime, **how)
     return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
+
+
+def _only_predictable(subjects: Mapping[str, Subject], device: Device) -> bool:
+    """Whether a runtime of this machine takes none of these files, but is known from its calibration."""
+    runtime = RUNTIMES.get(device.runtime)
+    taken = runtime is None or all(subject.has(runtime) for subject in subjects.values())
+    return not taken and calibration_of(device) is not None
 
 
 def _predicted(

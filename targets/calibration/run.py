@@ -23,26 +23,28 @@ import numpy as np
 
 from secateur.core import machine
 from secateur.core.errors import DeviceError
-from secateur.profiles.latency.kernels import KernelModel, cross_errors
+from secateur.profiles.latency.kernels import KernelModel, Measured, cross_errors
 from secateur.profiles.latency.operators import Operator, Shape
 from secateur.profiles.latency.read import read_onnx_bytes
 from secateur.targets.calibration.meters import METERS, Meter
 from secateur.targets.calibration.networks import network
 from secateur.targets.calibration.sampling import draw, worst
 
-FIRST, ROUND, WHOLE = 400, 100, 60
+FIRST, ROUND, WHOLE = 500, 100, 80
 """Operators drawn before the first look at errors, in each later round, and whole networks measured."""
 GOOD_ENOUGH = 0.05
 """Median error of operators at which refinement ends."""
+_FORM = 2
+"""Of the file; one of another form is not read."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured: operators and whole networks, each with its milliseconds."""
+    """What was measured: operators, and whole networks with their milliseconds."""
 
     path: Path
     version: str
-    operators: list[tuple[Operator, float]]
+    operators: list[Measured]
     models: list[tuple[list[Operator], float]]
 
     def model(self) -> KernelModel:
@@ -82,9 +84,9 @@ def calibrate(
             for operator in batch:
                 if time.monotonic() > end:
                     break
-                ms = meter.operator(operator)
-                found.operators.append((operator, ms))
-                _append(file, {"operator": asdict(operator), "ms": ms})
+                row = Measured(operator, *meter.operator(operator))
+                found.operators.append(row)
+                _append(file, {"operator": asdict(operator), "ms": row.ms, "cold_ms": row.cold_ms})
             if len(found.operators) >= FIRST:
                 _whole(found, meter, random, file, WHOLE, end)
     progress("done", len(found.operators))
@@ -107,8 +109,8 @@ def read(target: str, threads: int = 1) -> Calibration:
     path = store(target, version)
     operators, models = [], []
     for entry in _entries(path):
-        if "operator" in entry:
-            operators.append((_operator(entry["operator"]), float(entry["ms"])))
+        if "operator" in entry and isinstance(entry.get("cold_ms"), float):
+            operators.append(Measured(_operator(entry["operator"]), entry["ms"], entry["cold_ms"]))
         elif "model" in entry:
             models.append(([_operator(each) for each in entry["model"]], float(entry["ms"])))
     return Calibration(path, version, operators, models)
@@ -119,7 +121,7 @@ def store(target: str, version: str) -> Path:
     from platformdirs import user_cache_path
 
     folder = Path(os.environ.get("SECATEUR_CACHE") or user_cache_path("secateur", appauthor=False)) / "calibration"
-    key = hashlib.sha256(f"{version}|{machine.describe()['cpu']}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{version}|{machine.describe()['cpu']}|{_FORM}".encode()).hexdigest()[:12]
     return folder / f"{target}-{key}.jsonl"
 
 
@@ -131,7 +133,7 @@ def _batch(found: Calibration, random: np.random.Generator) -> list[Operator]:
     errors = cross_errors(found.operators)
     if float(np.median(np.abs(errors))) <= GOOD_ENOUGH:
         return []
-    return worst([operator for operator, _ in found.operators], errors.tolist(), ROUND, random)
+    return worst([row.operator for row in found.operators], errors.tolist(), ROUND, random)
 
 
 def _whole(found: Calibration, meter: Meter, random: np.random.Generator, file: Any, count: int, end: float) -> None:

@@ -14,14 +14,16 @@ from secateur.profiles.latency.operators import Operator
 
 LARGEST_MACS = 600e6
 LARGEST_ELEMENTS = 4e6
+LARGEST_SIZE = 160
 KINDS = {
-    "conv": 0.58,
-    "depthwise": 0.12,
-    "elementwise": 0.06,
-    "activation": 0.08,
+    "conv": 0.46,
+    "stem": 0.12,
+    "depthwise": 0.18,
+    "elementwise": 0.04,
+    "activation": 0.06,
     "pool": 0.05,
-    "linear": 0.06,
-    "concat": 0.05,
+    "linear": 0.05,
+    "concat": 0.04,
 }
 _FUNCTIONS = ("relu", "relu", "sigmoid", "hswish", "gelu", "swish")
 
@@ -75,11 +77,13 @@ def pooling(channels: int, size: int, *, whole: bool) -> Operator:
 
 def _draw(random: np.random.Generator) -> Operator:
     kind = str(random.choice(list(KINDS), p=list(KINDS.values())))
-    size = round(float(np.exp(random.uniform(np.log(3), np.log(112)))))
+    size = round(float(np.exp(random.uniform(np.log(3), np.log(LARGEST_SIZE)))))
     ins, outs = _channels(random, size), _channels(random, size)
+    if kind == "stem":
+        kernel, stride = int(random.choice([3, 3, 3, 4, 5, 7])), int(random.choice([1, 2, 2]))
+        return convolution(3, min(outs, 96), size, kernel, stride)
     if kind == "conv":
-        kernel = int(random.choice([1, 1, 1, 3, 3, 3, 5, 7]))
-        ins = 3 if random.random() < 0.06 else ins
+        kernel = int(random.choice([1, 1, 1, 1, 3, 3, 3, 3, 5, 7]))
         return convolution(ins, outs, size, kernel, 2 if random.random() < 0.25 else 1)
     if kind == "depthwise":
         stride = 2 if random.random() < 0.3 else 1

@@ -30,7 +30,7 @@ class Value:
 
 
 class Sketch:
-    """A network while it is drawn; values are what its methods return."""
+    """A network while it is drawn; values are what its methods return. `macs` and `weights` count what is there."""
 
     def __init__(self, shape: Shape, seed: int = 0) -> None:
         self.input = Value("x", shape)
@@ -39,6 +39,7 @@ class Sketch:
         self._weights: list[Any] = []
         self._ncnn: list[tuple[str, str, list[str], str, str]] = []
         self._output: Value | None = None
+        self.macs = self.weights = 0
 
     def conv(
         self, x: Value, outs: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False, relu: bool = False,
@@ -58,6 +59,7 @@ class Sketch:
             kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=groups,
         )  # fmt: skip
         size = outs * ins // groups * kernel * kernel
+        self._count(size, prod(shape[1:]))
         kind = "ConvolutionDepthWise" if depthwise else "Convolution"
         text = f"0={outs} 1={kernel} 3={stride} 4={pad} 5=1 6={size}" + (f" 7={groups}" if depthwise else "")
         if not relu:
@@ -72,6 +74,7 @@ class Sketch:
         size, name = prod(x.shape), name or f"linear{len(self._nodes)}"
         flat = x if len(x.shape) == 1 else self._node("Flatten", [x.name], name + ".flat", (size,), axis=1)
         weight, bias = self._weight(name + ".w", (outs, size)), self._weight(name + ".b", (outs,))
+        self._count(outs * size)
         out = self._node("Gemm", [flat.name, weight, bias], name, (outs,), transB=1)
         self._layer("InnerProduct", name, [x], out, f"0={outs} 1=1 2={outs * size}")
         return out
@@ -166,6 +169,9 @@ class Sketch:
         values: NDArray[np.float32] = self._random.standard_normal(shape, np.float32) * np.float32(0.1)
         self._weights.append(numpy_helper.from_array(values, name))
         return name
+
+    def _count(self, weights: int, pixels: int = 1) -> None:
+        self.weights, self.macs = self.weights + weights, self.macs + weights * pixels
 
     def _layer(self, kind: str, name: str, inputs: list[Value], output: Value, text: str) -> None:
         self._ncnn.append((kind, name, [each.name for each in inputs], output.name, text))

@@ -36,7 +36,8 @@ def free_port() -> int:
 @contextmanager
 def served(module: str, port: int, *more: str) -> Iterator[None]:
     """A TVM service in a process group of its own, ended as a group: its workers would stay otherwise."""
-    command = [sys.executable, "-m", f"tvm.exec.{module}", "--host", "127.0.0.1", "--port", str(port), *more]
+    at = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]  # else none above 9199 is tried
+    command = [sys.executable, "-m", f"tvm.exec.{module}", *at, *more]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(port, child)

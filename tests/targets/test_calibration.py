@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import onnxruntime
 import pytest
 
 from secateur.core.errors import DeviceError
-from secateur.profiles.latency.kernels import KernelModel, with_channels
+from secateur.profiles.latency.kernels import KernelModel, Measured, with_channels
 from secateur.profiles.latency.operators import Operator
-from secateur.profiles.latency.read import read_onnx_bytes
+from secateur.profiles.latency.read import read_onnx, read_onnx_bytes
 from secateur.targets.calibration import run
 from secateur.targets.calibration.meters import METERS, NcnnMeter, OnnxRuntimeMeter
 from secateur.targets.calibration.networks import network
 from secateur.targets.calibration.sampling import LARGEST_MACS, convolution, draw, near
 from secateur.targets.calibration.sketch import Sketch, operator_sketch
+from secateur.verbs.benchmark import benchmark
 
 
 def truth(operator: Operator) -> float:
@@ -28,30 +30,37 @@ def truth(operator: Operator) -> float:
     return 2e-3 + operator.pixels * ins * -(-outs // 16) * 16 * operator.taps / 1e8
 
 
+def fetched(operator: Operator) -> float:
+    """Its weights come from memory at 4 GB/s, a millisecond for each million."""
+    return operator.weights / 1e6
+
+
 class FakeMeter:
     """Times that are computed; stops when it is told to."""
 
     version = "fake 1"
     left = 10**9
 
-    def operator(self, operator: Operator) -> float:
+    def operator(self, operator: Operator) -> tuple[float, float]:
         if FakeMeter.left <= 0:
             raise KeyboardInterrupt
         FakeMeter.left -= 1
-        return truth(operator)
+        return truth(operator), truth(operator) + fetched(operator)
 
     def model(self, sketch: Sketch) -> float:
         return 0.05 + 1.2 * sum(map(truth, read_onnx_bytes(sketch.onnx())))
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
     monkeypatch.setitem(METERS, "cpu", lambda threads: FakeMeter())
     monkeypatch.setattr(run, "FIRST", 40)
     monkeypatch.setattr(run, "ROUND", 20)
     monkeypatch.setattr(run, "WHOLE", 9)
     FakeMeter.left = 10**9
+    run.calibrated.cache_clear()
+    yield
     run.calibrated.cache_clear()
 
 
@@ -78,11 +87,11 @@ def test_measurements_are_apart_by_runtime_and_threads() -> None:
     assert run.calibrated("mobile:raspberry-pi-5") is None
 
 
-def rows(count: int) -> list[tuple[Operator, float]]:
+def rows(count: int) -> list[Measured]:
     random = np.random.default_rng(3)
     found = [draw(random) for _ in range(count)]
     found += [convolution(64, outs, 14, 3, 1) for outs in range(16, 97)]
-    return [(operator, truth(operator)) for operator in found]
+    return [Measured(operator, truth(operator), truth(operator) + fetched(operator)) for operator in found]
 
 
 def test_steps_are_where_a_vector_ends() -> None:
@@ -106,6 +115,25 @@ def test_whole_networks_teach_what_operators_do_not_tell() -> None:
     assert np.median(after) < 0.3 * np.median(before)
     assert found.low < found.ms < found.high
     assert sum(found.shares.values()) <= 1.0 + 1e-9
+
+
+def test_weights_that_outgrow_the_caches_are_paid_for() -> None:
+    """Whole models on a machine whose caches hold a million weights: the rest is fetched in every call."""
+    random = np.random.default_rng(1)
+    model = KernelModel.fit(rows(250))
+    networks = [read_onnx_bytes(network(random).onnx()) for _ in range(40)]
+
+    def taught(operators: list[Operator], *, outgrown: bool) -> float:
+        beyond = max(sum(map(fetched, operators)) - 1.0, 0.0)
+        return sum(model.layers(operators)) + outgrown * beyond
+
+    large = [convolution(256, 256, 8, 3, 1)] * 12
+    found = model.with_models([(each, taught(each, outgrown=True)) for each in networks])
+    assert found.predict(large).ms == pytest.approx(taught(large, outgrown=True), rel=0.1)
+    assert found.predict(large).ms > 1.5 * taught(large, outgrown=False)
+    assert sum(found.layers(large)) == pytest.approx(found.predict(large).ms - found.start_ms)
+    fits = model.with_models([(each, taught(each, outgrown=False)) for each in networks])
+    assert fits.predict(large).ms == pytest.approx(taught(large, outgrown=False), rel=0.1)
 
 
 def test_what_is_drawn_can_be_measured_and_neighbours_stay_small() -> None:
@@ -137,8 +165,9 @@ def test_operators_are_timed_in_onnx_runtime() -> None:
         Operator("elementwise", (shape, shape), shape), Operator("concat", (shape, shape), (32, 8, 8)),
         Operator("linear", ((16,),), (10,), weights=160), Operator("activation", (shape,), shape, function="swish"),
     ):  # fmt: skip
-        assert meter.operator(operator) > 0
-    assert meter.operator(convolution(64, 64, 32, 3, 1)) > 3 * meter.operator(convolution(8, 8, 8, 1, 1))
+        warm, cold = meter.operator(operator)
+        assert 0 < warm <= cold
+    assert meter.operator(convolution(64, 64, 32, 3, 1)) > meter.operator(convolution(8, 8, 8, 1, 1))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ncnn") is None, reason="needs ncnn")
@@ -147,5 +176,40 @@ def test_a_sketch_computes_the_same_shapes_in_ncnn() -> None:
     for _ in range(4):
         assert meter.model(network(random)) > 0
     for operator in (convolution(16, 24, 8, 3, 1), Operator("elementwise", ((8, 4, 4),) * 2, (8, 4, 4))):
-        assert meter.operator(operator) > 0
+        warm, cold = meter.operator(operator)
+        assert 0 < warm <= cold
     assert "Split x_split" in operator_sketch(Operator("elementwise", ((8, 4, 4),) * 2, (8, 4, 4))).ncnn()
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(network(np.random.default_rng(8)).onnx())
+    return path
+
+
+@pytest.mark.parametrize(("target", "predict"), [("cpu", True), ("mobile", False)])
+def test_benchmark_predicts_this_machine_from_its_calibration(
+    model_file: Path, target: str, predict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is asked to, and where the runtime takes no ONNX file."""
+    monkeypatch.setitem(METERS, target, lambda threads: FakeMeter())
+    run.calibrate(target)
+    (profile,) = benchmark(model_file, [target], predict=predict).profiles
+    model = run.calibrated(target)
+    assert model is not None
+    expected = model.predict(read_onnx(model_file))
+    assert (profile.source, profile.basis) == ("predicted", "calibrated")
+    assert profile.latency is not None
+    assert profile.latency.median == expected.ms
+    assert expected.low < profile.latency.p10 < expected.ms < profile.latency.p90 < expected.high
+    assert profile.error_pct == round(expected.error_pct, 1)
+
+
+def test_a_machine_that_is_not_calibrated_says_so_and_others_complete(model_file: Path) -> None:
+    cpu, board = benchmark(model_file, ["cpu", "mobile:raspberry-pi-4"], predict=True).profiles
+    assert cpu.source == "unavailable"
+    assert "secateur calibrate cpu" in str(cpu.how)
+    assert (board.source, board.basis) == ("predicted", "published")
+    with pytest.raises(DeviceError, match="not calibrated"):
+        benchmark(model_file, ["cpu"], predict=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from secateur.core.errors import DeviceError
-from secateur.targets.device import all_devices, get, names
+from secateur.profiles.latency.soft_core import CORES, SoftCore
+from secateur.targets.device import Device, SoftCoreLatency, all_devices, get, names
 
 FULL = """
 name: my-board
@@ -33,6 +37,46 @@ def test_every_device_of_this_version_is_sound() -> None:
     assert "cpu" in names()
     assert [device.name for device in all_devices()] == names()
     assert get("cpu").kind == "cpu"
+
+
+def figures(device: Device) -> dict[str, Any]:
+    kinds = ("compute", "bandwidth", "memory", "power", "energy_per_mac", "energy_per_byte")
+    return {kind: getattr(device, kind) for kind in kinds if getattr(device, kind) is not None}
+
+
+@pytest.mark.parametrize("device", all_devices(), ids=lambda each: each.name)
+def test_the_constants_of_a_device_are_of_this_world(device: Device) -> None:
+    """Bounds between what microcontrollers and data centres have; a prefix that is off by 1000 is outside."""
+    found = figures(device)
+    bounds = {
+        "compute": (1e9, 2e15), "bandwidth": (1e9, 1e13), "memory": (1e8, 1e12), "power": (0.5, 1000),
+        "energy_per_mac": (0.1e-12, 10e-12), "energy_per_byte": (10e-12, 500e-12),
+    }  # fmt: skip
+    for kind, figure in found.items():
+        low, high = bounds[kind]
+        assert low <= figure.value <= high, kind
+        assert re.search(r"[A-Z][\w-]+", figure.source), f"{kind}: a source names a document or its authors"
+    assert ("energy_per_mac" in found) == ("energy_per_byte" in found)
+    for kind in ("energy_per_mac", "energy_per_byte"):
+        assert kind not in found or re.search(r"\b(19|20)\d\d\b", found[kind].source), "a paper has a year"
+    if "compute" in found and "bandwidth" in found:
+        assert 1 <= found["compute"].value / found["bandwidth"].value <= 500, "FLOPs for each byte at the ridge"
+    if "compute" in found and "energy_per_mac" in found:
+        assert found["compute"].value / 2 * found["energy_per_mac"].value < 100, "watts of arithmetic alone"
+    if "energy_per_mac" in found:  # Horowitz, ISSCC 2014: a fetch from DRAM costs tens to hundreds of multiplications
+        assert 10 <= found["energy_per_byte"].value / found["energy_per_mac"].value <= 1000
+
+
+@pytest.mark.parametrize("name", [each for each in names() if get(each).runtime == "vitis-ai"])
+def test_a_soft_core_computes_what_its_size_says(name: str) -> None:
+    """Two operations for each of pixels x input channels x output channels in each cycle (PG338)."""
+    device = get(name)
+    assert isinstance(device.latency, SoftCoreLatency)
+    assert device.compute is not None
+    parallel = prod(CORES[device.latency.core])
+    assert device.latency.core == f"B{2 * parallel}"
+    assert device.compute.value == pytest.approx(2 * parallel * device.latency.clock, rel=1e-6)
+    assert SoftCore(device.latency.core, device.latency.clock).peak_macs == pytest.approx(device.compute.value / 2)
 
 
 def test_a_users_own_file(tmp_path: Path) -> None:
@@ -70,6 +114,9 @@ def test_a_users_own_file(tmp_path: Path) -> None:
         ("12.8 GB/s", "12.8 Gb/s", "bandwidth.value"),
         ('"12.8 GB/s"', "12800000000", "bandwidth.value"),
         ("value: 2GiB, source: data sheet", "value: 2GiB", "memory.source"),
+        ("12.8 GB/s", "12.8 PB/s", "bandwidth.value"),
+        ("38.4 GFLOP/s", "38.4 FLOP/s", "compute.value"),
+        ("7.5 W", "7.5 kW", "power.value"),
         ("source: wall meter", 'source: ""', "power.source"),
         ('{value: "7.5 W", source: wall meter}', "7.5", "power"),
     ],

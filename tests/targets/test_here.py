@@ -29,7 +29,10 @@ def test_a_model_is_measured_with_its_runtime(target: str, package: str, monkeyp
     assert profile.flops
 
 
-def test_a_bare_onnx_file_is_enough_for_openvino_and_not_for_ncnn(tmp_path: Path) -> None:
+def test_a_bare_onnx_file_is_enough_for_openvino_and_not_for_ncnn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))  # where nothing was calibrated
     pytest.importorskip("openvino", reason="openvino is not installed")
     pytest.importorskip("pnnx", reason="pnnx is not installed")
     torch.manual_seed(0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from secateur.core.errors import DeviceError
-from secateur.profiles.latency.kernels import KernelModel
+from secateur.profiles.latency.kernels import KernelModel, Measured
 from secateur.profiles.latency.operators import Operator
 from secateur.profiles.latency.soft_core import SoftCore
 from secateur.profiles.latency.table import LatencyModel, LatencyTable
@@ -25,7 +27,10 @@ def drawn(count: int, seed: int = 0) -> list[Operator]:
 
 
 def fitted() -> KernelModel:
-    rows = [(each, 0.01 + each.macs / 1e8 + each.elements_out / 1e7) for each in drawn(60)]
+    rows = [
+        Measured(each, ms := 0.01 + each.macs / 1e8 + each.elements_out / 1e7, ms + each.weights / 1e6)
+        for each in drawn(60)
+    ]
     return KernelModel.fit(rows).with_models([(drawn(9, seed), 1.0 + seed) for seed in range(1, 7)])
 
 
@@ -48,9 +53,9 @@ class Counting:
         self.model, self.asked = model, list[Operator]()
         self.predict, self.whole = model.predict, model.whole
 
-    def layers(self, operators: list[Operator]) -> list[float]:
+    def parts(self, operators: list[Operator]) -> Iterable[Any]:
         self.asked += operators
-        return self.model.layers(operators)
+        return self.model.parts(operators)
 
 
 @pytest.mark.parametrize("name", MODELS)
