@@ -368,6 +368,15 @@ def calibrated(document: Document) -> list[str]:
     ]  # fmt: skip
 
 
+@section("What these predictions were compared with", "latency-variants-*.json")
+def variants(document: Document) -> list[str]:
+    times = document["measured_ms"]
+    return [
+        f"{document['runtime']}; {len(times)} variants of three networks, measured one by one: median "
+        f"{statistics.median(times):.2f} ms, {min(times):.2f} to {max(times):.2f} ms.",
+    ]
+
+
 @section("TVM with our schedules against ONNX Runtime", "tvm.json")
 def tvm(document: Document) -> list[str]:
     single = [row for row in document["results"] if row["threads"] == 1]
