@@ -13,12 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from secateur.core.errors import DeviceError
-from secateur.export.onnx_session import available_cores
 from secateur.profiles.latency.operators import Operator
-from secateur.profiles.latency.table import LatencyModel, LatencyTable
-from secateur.targets.calibration.run import calibrated
-from secateur.targets.device import Device, RoutedLatency
-from secateur.targets.predict import CALIBRATED, energy_mj, latency_model
+from secateur.profiles.latency.table import LatencyTable
+from secateur.targets.device import Device
+from secateur.targets.predict import energy_mj, model_of
 from secateur.targets.registry import BASIS
 
 
@@ -73,28 +71,8 @@ def hardware_of(device: Device, kinds: Collection[str]) -> Hardware:
             f"{device.name} runs batches of {device.settings.batch}, and latencies are predicted for single samples",
             "limit the latency of a target with `batch: 1`",
         )
-    model, basis = _latency_model(device)
-    return Hardware(device, tuple(kinds), basis, LatencyTable(model))
-
-
-def _latency_model(device: Device) -> tuple[LatencyModel, str]:
-    name = CALIBRATED.get(device.runtime) if device.here or device.kind == "cpu" else None
-    threads = device.settings.threads or available_cores()
-    if name is not None and (found := calibrated(name, threads)) is not None:
-        return found, f"operators of this machine, measured by secateur calibrate {name}"
-    if isinstance(device.latency, RoutedLatency):
-        raise DeviceError(
-            f"{device.name} is predicted from the routing of a whole workload, not layer by layer",
-            "limit flops, or the latency of another target",
-        )
-    if device.latency is not None:
-        return latency_model(device), f"a model {BASIS[device.latency.model]}"
-    if name is None:
-        raise DeviceError(
-            f"{device.name} has no latency model", "add `latency` to its file (docs/targets.md), or limit flops"
-        )
-    command = f"secateur calibrate {name}" + (f" --threads {threads}" if threads != 1 else "")
-    raise DeviceError(
-        f"{device.name} has no latency model: this machine is not calibrated",
-        f"run once, three to ten minutes: {command}; or limit flops",
-    )
+    try:
+        model, basis = model_of(device)
+    except DeviceError as error:
+        raise DeviceError(error.message, f"{error.hint}; or limit flops") from error
+    return Hardware(device, tuple(kinds), f"a model {BASIS[basis]}", LatencyTable(model))

@@ -62,12 +62,13 @@ class Roofline:
         return max(2 * operator.macs / self.compute, moved / self.bandwidth) / self.use
 
 
-CALIBRATED = {"onnxruntime": "cpu", "ncnn": "mobile"}
+_CALIBRATED = {"onnxruntime": "cpu", "ncnn": "mobile"}
 """Runtime of this machine → what `secateur calibrate` calls it."""
 
 
 def model_of(device: Device) -> tuple[LatencyModel, str]:
-    """What predicts a device, and what that is: the model that was calibrated here, else the one its file names.
+    """What predicts a device, layer by layer, and what that is (a key of `registry.BASIS`): the model that was
+    calibrated here, else the one that its file names.
 
     Raises:
         DeviceError: neither exists; the hint says how to get one.
@@ -75,8 +76,11 @@ def model_of(device: Device) -> tuple[LatencyModel, str]:
     if (own := calibration_of(device)) is not None:
         return own, "calibrated"
     if device.latency is None and (name := _name(device)) is not None:
+        threads = _threads(device)
+        command = f"secateur calibrate {name}" + (f" --threads {threads}" if threads != 1 else "")
         raise DeviceError(
-            f"{device.name} has no latency model: this machine is not calibrated", f"run: secateur calibrate {name}"
+            f"{device.name} has no latency model: this machine is not calibrated",
+            f"run once, three to ten minutes: {command}",
         )
     return latency_model(device), device.latency.model if device.latency else ""
 
@@ -85,13 +89,17 @@ def calibration_of(device: Device) -> KernelModel | None:
     """What `secateur calibrate` learned of a device that is this machine, None where it did not."""
     name = _name(device)
     try:
-        return calibrated(name, device.settings.threads or available_cores()) if name is not None else None
+        return calibrated(name, _threads(device)) if name is not None else None
     except MissingExtraError:  # whose version is part of what was calibrated
         return None
 
 
 def _name(device: Device) -> str | None:
-    return CALIBRATED.get(device.runtime) if device.here or device.kind == "cpu" else None
+    return _CALIBRATED.get(device.runtime) if device.here or device.kind == "cpu" else None
+
+
+def _threads(device: Device) -> int:
+    return device.settings.threads or available_cores()
 
 
 def latency_model(device: Device) -> LatencyModel:
@@ -112,8 +120,8 @@ def latency_model(device: Device) -> LatencyModel:
             return Roofline(device.compute.value, device.bandwidth.value, model.use, model.operator)
         case RoutedLatency():
             raise DeviceError(
-                f"{device.name} is predicted from a workload's routing, which an ONNX file does not hold",
-                "name a bundle or a workload",
+                f"{device.name} is predicted from the routing of a whole workload, not layer by layer",
+                "benchmark a bundle or a workload on it",
             )
     raise DeviceError(f"{device.name} has no latency model", "add `latency` to its file, see docs/targets.md")
 

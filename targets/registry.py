@@ -33,7 +33,7 @@ class TargetStatus:
 
 
 BASIS = {
-    "calibrated": "from operators that were measured on this machine",
+    "calibrated": "from operators of this machine, measured by secateur calibrate",
     "published": "from published figures of this device",
     "soft_core": "from a model of the core, fitted to published figures",
     "roofline": "from the peaks of its data sheet alone",

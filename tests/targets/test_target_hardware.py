@@ -14,7 +14,7 @@ from secateur.profiles.latency.kernels import KernelModel, Measured
 from secateur.profiles.latency.operators import Operator
 from secateur.profiles.latency.soft_core import SoftCore
 from secateur.profiles.latency.table import LatencyModel, LatencyTable
-from secateur.targets import hardware
+from secateur.targets import predict
 from secateur.targets.calibration.sampling import draw
 from secateur.targets.device import Device, get
 from secateur.targets.hardware import hardware_of
@@ -75,9 +75,9 @@ def test_the_calibration_goes_above_the_devices_own_model(monkeypatch: pytest.Mo
         asked.append((name, threads))
         return MODELS["calibrated"]  # type: ignore[return-value]
 
-    monkeypatch.setattr(hardware, "calibrated", calibrated)
-    assert "secateur calibrate cpu" in hardware_of(get("cpu"), ["latency"]).basis
-    assert "secateur calibrate mobile" in hardware_of(get("mobile"), ["latency"]).basis
+    monkeypatch.setattr(predict, "calibrated", calibrated)
+    assert "secateur calibrate" in hardware_of(get("cpu"), ["latency"]).basis
+    assert "secateur calibrate" in hardware_of(get("mobile"), ["latency"]).basis
     assert asked == [("cpu", 1), ("mobile", 1)]
     assert "published" in hardware_of(get("mobile:raspberry-pi-5"), ["latency"]).basis  # not this machine
     assert "data sheet" in hardware_of(get("gpu:a100"), ["latency"]).basis
@@ -86,7 +86,7 @@ def test_the_calibration_goes_above_the_devices_own_model(monkeypatch: pytest.Mo
 
 def test_without_any_model_the_way_to_one_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
-    hardware.calibrated.cache_clear()
+    predict.calibrated.cache_clear()
     with pytest.raises(DeviceError, match="this machine is not calibrated") as error:
         hardware_of(get("cpu"), ["latency"])
     assert "secateur calibrate cpu;" in error.value.hint
@@ -95,9 +95,12 @@ def test_without_any_model_the_way_to_one_is_said(monkeypatch: pytest.MonkeyPatc
     assert "secateur calibrate cpu --threads 2" in error.value.hint
     with pytest.raises(DeviceError, match="cpu:tvm has no latency model"):
         hardware_of(get("cpu:tvm"), ["latency"])
+    with pytest.raises(DeviceError, match="routing of a whole workload") as error:
+        hardware_of(get("fpga:edge-moe"), ["latency"])
+    assert "or limit flops" in error.value.hint
     with pytest.raises(DeviceError, match="batches of 4"):
         hardware_of(with_settings(get("mobile:raspberry-pi-5"), batch=4), ["latency"])
-    hardware.calibrated.cache_clear()
+    predict.calibrated.cache_clear()
 
 
 def test_energy_is_what_the_devices_file_tells() -> None:
