@@ -11,6 +11,7 @@ from typing import Literal
 
 from secateur.core.errors import DeviceError, TargetUnavailableError
 from secateur.targets.device import Device, Kind, get, names
+from secateur.targets.farm.target import FarmTarget, farm_target, farm_targets, is_farm
 from secateur.targets.runtimes import RUNTIMES
 
 Status = Literal["measured", "predicted", "unavailable"]
@@ -66,7 +67,23 @@ def status() -> list[TargetStatus]:
         for kind in _ELSEWHERE
         if kind not in names()
     ]
-    return here + elsewhere
+    return here + _farm_status() + elsewhere
+
+
+def find(name: str) -> Device:
+    """A device by name or YAML file, or one of the farm.
+
+    Raises:
+        DeviceError: no such device, or a mistake in its description.
+    """
+    return farm_target(name) if is_farm(name) else get(name)
+
+
+def _farm_status() -> list[TargetStatus]:
+    try:
+        return [device_status(target) for target in farm_targets()]
+    except DeviceError as error:
+        return [TargetStatus("farm", "mobile", "unavailable", error.message, error.hint)]
 
 
 def _named_status(name: str) -> TargetStatus:
@@ -79,6 +96,8 @@ def _named_status(name: str) -> TargetStatus:
 
 def device_status(device: Device) -> TargetStatus:
     """What can be said of one device, a user's own included."""
+    if isinstance(device, FarmTarget):
+        return _status_on_farm(device)
     if device.here and device.runtime in RUNTIMES:
         return _status_here(device)
     if device.kind != "cpu" and device.latency is not None:
@@ -92,6 +111,15 @@ def device_status(device: Device) -> TargetStatus:
         how = f"install it with: pip install {_PACKAGE.get(device.runtime, device.runtime)}"
         return TargetStatus(device.name, device.kind, "unavailable", reason, how)
     return TargetStatus(device.name, device.kind, "measured")
+
+
+def _status_on_farm(target: FarmTarget) -> TargetStatus:
+    """Whether a device can be reached is seen when it is asked to measure."""
+    if (package := RUNTIMES[target.runtime].missing()) is None:
+        return TargetStatus(target.name, target.kind, "measured", f"on {target.title}, while it can be reached")
+    how = f'install it with: pip install "secateur[{RUNTIMES[target.runtime].extra}]"'
+    status: Status = "unavailable" if target.latency is None else "predicted"
+    return TargetStatus(target.name, target.kind, status, f"{package} is not installed", how)
 
 
 def _status_here(device: Device) -> TargetStatus:

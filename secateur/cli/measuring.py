@@ -114,12 +114,11 @@ def targets(
     Each is measured or predicted here, or unavailable: then why, and how to get it.
     """
     from secateur.cli.listing import show_targets
-    from secateur.targets.device import get
-    from secateur.targets.registry import device_status, status
+    from secateur.targets.registry import device_status, find, status
 
     found = status()
     if name is not None:
-        found = [each for each in found if each.name == name] or [device_status(get(name))]
+        found = [each for each in found if each.name == name] or [device_status(find(name))]
     return Answer({"targets": [each.as_json() for each in found]}, lambda console: show_targets(console, found))
 
 

@@ -50,7 +50,7 @@ def _answer(answer: Answer, as_json: bool) -> int:
     else:
         from rich.console import Console
 
-        answer.show(Console(highlight=False))
+        answer.show(Console(highlight=False, markup=False, emoji=False))
     sys.stdout.flush()
     if answer.error is None:
         return 0
@@ -103,7 +103,7 @@ def _show_error(error: SecateurError) -> None:
     from rich.text import Text
 
     label = Text("", "").append("" if isinstance(error, StoppedError) else "error: ", "bold red")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(label.append(" ".join(error.message.split()), "default"))
     if error.hint:
         console.print(Text("hint: ", "dim").append(" ".join(error.hint.split()), "default"))

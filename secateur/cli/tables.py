@@ -88,7 +88,8 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
         console.print(shown)
         for profile in found.profiles:
             if profile.basis is not None:
-                console.print(f"{profile.target} is predicted {BASIS[profile.basis]}", style="dim")
+                why = f"; {profile.reason}" if profile.reason else ""
+                console.print(f"{profile.target} is predicted {BASIS[profile.basis]}{why}", style="dim")
         _show_missing(console, found.profiles)
     for other, profile in zip(others, found.profiles, strict=True):
         show_routed(console, [*([(str(found.against), other)] if other else []), (found.name, profile)])

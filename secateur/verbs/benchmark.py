@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,13 @@ def compared(found: Sequence[Mapping[str, Profile]], name: str, other: str | Non
 
 
 class Exports:
-    """Makes ONNX files of what has none, in a temporary folder; nothing is exported where nothing can be measured."""
+    """Makes ONNX files of what has none, in a temporary folder; nothing is exported where nothing can be measured.
 
-    def __init__(self, folder: Path, needed: bool) -> None:
-        self._folder, self._needed = folder, needed
-        self._made: dict[tuple[str, str], Path] = {}
+    `options` are of what is exported to other formats.
+    """
+
+    def __init__(self, folder: Path, needed: bool, options: Options = Options()) -> None:  # noqa: B008 - frozen
+        self._folder, self._needed, self._options = folder, needed, options
 
     def subject(self, thing: Thing, prefix: str, workload: AnyWorkload | None = None) -> tuple[str, Subject]:
         """(name, subject) of what a user gave; `prefix` keeps the exported files of two things apart."""
@@ -161,7 +164,11 @@ class Exports:
         costs = costs_of(bundle.manifest.before)
         return {
             "original": Subject(
-                self._export(original, "original"), costs, None, self._converter(original, "original"), lambda: original
+                self._export(original, "original"),
+                costs,
+                None,
+                self._converter(lambda: original, "original"),
+                lambda: original,
             )
         }
 
@@ -170,43 +177,38 @@ class Exports:
         costs = costs_of(bundle.manifest.point.costs)
         if artefact := bundle.manifest.plain_artefact("onnx"):
             path = bundle.checked_file(artefact.path)
-            convert = self._converter_of(bundle, prefix, workload)
-            return Subject(path, costs, artefact.max_abs, convert, lambda: _chosen(bundle, workload))
+            point = cache(lambda: _chosen(bundle, workload))
+            return Subject(path, costs, artefact.max_abs, self._converter(point, prefix), point)
         chosen = _chosen(bundle, workload)
-        return Subject(self._export(chosen, prefix), costs, None, self._converter(chosen, prefix), lambda: chosen)
+        convert = self._converter(lambda: chosen, prefix)
+        return Subject(self._export(chosen, prefix), costs, None, convert, lambda: chosen)
 
     def workload(self, workload: Workload, prefix: str) -> Subject:
         costs = count(workload.model, workload.example_input, workload.task_names).costs
-        convert = self._converter(workload, prefix)
+        convert = self._converter(lambda: workload, prefix)
         return Subject(self._export(workload, prefix), costs, None, convert, lambda: workload)
 
-    def _converter(self, workload: Workload, prefix: str) -> Callable[[str], Path]:
-        """Makes a model in another format, once."""
-
-        def convert(name: str) -> Path:
-            made = self._made.get((prefix, name))
-            if made is None:
-                exporter = formats.get(name)
-                exporter.require()
-                folder = self._folder / f"{prefix}-{name}"
-                folder.mkdir()
-                with Source(workload.model, workload) as source:
-                    made = self._made[prefix, name] = exporter.write(source, folder, Options())[0].path
-            return made
-
-        return convert
-
-    def _converter_of(self, bundle: Bundle, prefix: str, given: AnyWorkload | None) -> Callable[[str], Path]:
-        """The same for a bundle's chosen point, which is rebuilt only when it is needed."""
-
-        def convert(name: str) -> Path:
-            return self._converter(_chosen(bundle, given), prefix)(name)
-
-        return convert
+    def _converter(self, chosen: Callable[[], Workload], prefix: str) -> Callable[[str], Path]:
+        return converter(chosen, self._folder / prefix, self._options)
 
     def _export(self, workload: Workload, prefix: str) -> Path:
         path = self._folder / f"{prefix}.onnx"
         return to_onnx(workload.model, workload, path) if self._needed else path
+
+
+def converter(chosen: Callable[[], Workload], folder: Path, options: Options = Options()) -> Callable[[str], Path]:  # noqa: B008 - frozen
+    """Makes a model in formats of `export/` by their names, each once, in a folder of its own below this one."""
+
+    @cache
+    def convert(name: str) -> Path:
+        exporter, place = formats.get(name), folder / name
+        exporter.require()
+        place.mkdir(parents=True)
+        workload = chosen()
+        with Source(workload.model, workload) as source:
+            return exporter.write(source, place, options)[0].path
+
+    return convert
 
 
 def _chosen(bundle: Bundle, given: AnyWorkload | None) -> Workload:

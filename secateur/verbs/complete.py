@@ -13,9 +13,9 @@ from secateur.export.bundles import export_bundle
 from secateur.export.formats import Request
 from secateur.export.onnx import to_onnx
 from secateur.profiles.report import write_report
-from secateur.verbs.benchmark import Benchmark, compared, costs_of
+from secateur.verbs.benchmark import Benchmark, compared, converter, costs_of
 from secateur.verbs.hardware import ORIGINAL, judged
-from secateur.verbs.measure import Place, Subject, measure
+from secateur.verbs.measure import Place, Subject, measure_everywhere
 from secateur.verbs.report import FILE, content_of
 from secateur.verbs.sources import compressed_model
 
@@ -66,11 +66,12 @@ def _measured(
             ORIGINAL: Subject(
                 original or to_onnx(workload.model, workload, Path(temporary) / "original.onnx"),
                 costs_of(manifest.before),
+                convert=converter(lambda: workload, Path(temporary) / ORIGINAL),
                 workload=lambda: workload,
             ),
             **point_subjects(bundle, workload, range(len(manifest.points)), Path(temporary)),
         }
-        found = [measure(subjects, place, against=ORIGINAL, layers=True) for place in where]
+        found = measure_everywhere(subjects, where, against=ORIGINAL, layers=True)
     points = [
         point.model_copy(
             update={
@@ -105,7 +106,8 @@ def _point_subject(bundle: Bundle, workload: Workload, number: int, folder: Path
     def point() -> Workload:
         return workload.with_model(compressed_model(bundle, workload, number))
 
+    convert = converter(point, folder / str(number))
     if number == manifest.chosen and (artefact := manifest.plain_artefact("onnx")):
-        return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs, workload=point)
+        return Subject(bundle.checked_file(artefact.path), costs, artefact.max_abs, convert, point)
     path = folder / f"{number}.onnx"
-    return Subject(to_onnx(point().model, workload, path) if onnx else path, costs, workload=point)
+    return Subject(to_onnx(point().model, workload, path) if onnx else path, costs, None, convert, point)

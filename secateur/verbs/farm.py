@@ -8,64 +8,30 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import platformdirs
-
-from secateur.core.costs import Costs, Latency, Profile
+from secateur.core.costs import Profile
 from secateur.core.errors import ExportError, OutputError, TargetUnavailableError, WorkloadError
 from secateur.core.files import write_json
 from secateur.core.progress import bar
-from secateur.core.task import Workload
 from secateur.export import formats
+from secateur.export.formats import Options
 from secateur.export.ncnn_format import Ncnn
-from secateur.export.ncnn_session import NcnnModel, Signature, signature_of, weights_of
-from secateur.export.parity import TOLERANCES
-from secateur.export.runtime import Array
-from secateur.profiles.count import count
-from secateur.profiles.timing import speedup, summarise
-from secateur.targets.farm.device_run import DeviceRun, Inputs, digest, run_on
-from secateur.targets.farm.file import Farm, FarmDevice, read_farm
+from secateur.targets.farm.file import read_farm
 from secateur.targets.farm.journal import Journal
 from secateur.targets.farm.lease import Leases
-from secateur.targets.farm.schedule import Job, Outcome, run_all
-from secateur.verbs.benchmark import Benchmark, costs_of
-from secateur.verbs.sources import (
-    AnyWorkload,
-    compressed_model,
-    find_workload,
-    looks_like_bundle,
-    open_bundle,
-    workload_of,
-)
+from secateur.targets.farm.network import Network, job_of, measure, profile
+from secateur.targets.farm.schedule import Outcome, run_all
+from secateur.targets.runtimes import RUNTIMES
+from secateur.verbs.benchmark import Benchmark, Exports, Thing
+from secateur.verbs.measure import Subject, filled
+from secateur.verbs.sources import AnyWorkload
 
 ORIGINAL = "original"
-Thing = Any
-"""A bundle or a workload, as `benchmark` takes them."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of ncnn, what it costs, the noise that it is run on, and what it must give for that."""
-
-    path: Path
-    costs: Costs
-    inputs: Inputs
-    expected: Mapping[str, Array]
-
-    @classmethod
-    def of(cls, workload: Workload, path: Path, half: bool) -> Network:
-        """Exported now."""
-        from secateur.export.ncnn import to_ncnn
-
-        to_ncnn(workload.model, workload, path, half=half)
-        inputs = Inputs.noise(Signature.read(path))
-        costs = count(workload.model, workload.example_input, workload.task_names).costs
-        return cls(path, costs, inputs, NcnnModel(path).run(inputs.values))
 
 
 @dataclass(frozen=True)
@@ -83,6 +49,25 @@ class FarmReport:
     def as_json(self) -> dict[str, Any]:
         """The document of `farm --json`, and of the file that it writes."""
         return {"benchmarks": [each.as_json() for each in self.benchmarks], "runs": self.outcomes}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model, with its original first where there is one: what is known of both, and their networks."""
+
+    name: str
+    subjects: Mapping[str, Subject]
+    networks: Mapping[str, Network]
+
+    def benchmark(self, outcomes: Mapping[str, Outcome]) -> Benchmark:
+        """Its profiles on devices of every key."""
+        against = ORIGINAL if ORIGINAL in self.networks else None
+        profiles = {label: self._profiles(label, outcomes) for label in self.networks}
+        return Benchmark(self.name, profiles[self.name], against, profiles[against] if against else ())
+
+    def _profiles(self, label: str, outcomes: Mapping[str, Outcome]) -> tuple[Profile, ...]:
+        found = (profile(key, outcome, label) for key, outcome in outcomes.items())
+        return tuple(_advised(filled(each, self.subjects[label])) for each in found)
 
 
 def farm(
@@ -119,26 +104,33 @@ def farm(
     formats.get(Ncnn.name).require()
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
         models = _exported(list(things), Path(temporary), workload, half)
-        jobs = {(name, key): _job(key, name, networks) for name, networks in models.items() for key in where.keys}
-        journal, leases = Journal(journal_path), Leases(_leases_path(where))
-        with bar("measuring", len(jobs)) as progress:
+        jobs = {model.name: {key: job_of(key, model.name, model.networks) for key in where.keys} for model in models}
+        every = {job.name: job for of_model in jobs.values() for job in of_model.values()}
+        with bar("measuring", len(every)) as progress:
             outcomes = run_all(
-                list({job.name: job for job in jobs.values()}.values()),
+                list(every.values()),
                 where.devices,
-                _measure(seed),
-                journal,
-                leases,
+                partial(measure, against=ORIGINAL, seed=seed),
+                Journal(journal_path),
+                Leases(where.leases_path),
                 priority=priority,
                 seed=seed,
                 told=lambda job, outcome: progress.advance(),
             )
-    report = FarmReport(
-        tuple(_benchmark(name, networks, where, jobs, outcomes) for name, networks in models.items()), outcomes
-    )
+    found = [model.benchmark({key: outcomes[job.name] for key, job in jobs[model.name].items()}) for model in models]
+    report = FarmReport(tuple(found), outcomes)
     write_json(place, report.as_json())
     if not any("unavailable" in outcome for outcome in outcomes.values()):
         journal_path.unlink(missing_ok=True)
     return report
+
+
+def nothing(report: FarmReport) -> TargetUnavailableError | None:
+    """The error of a farm in which no device gave a figure."""
+    if report.measured:
+        return None
+    first = report.benchmarks[0].profiles[0]
+    return TargetUnavailableError(f"{first.target}: {first.reason}", first.how or "")
 
 
 def _journal_path(output: Path, resume: bool, force: bool) -> Path:
@@ -154,147 +146,37 @@ def _journal_path(output: Path, resume: bool, force: bool) -> Path:
     return path
 
 
-def _leases_path(farm: Farm) -> Path:
-    return Path(farm.leases) if farm.leases else platformdirs.user_cache_path("secateur") / "farm.leases"
-
-
-def _exported(
-    things: list[Thing], folder: Path, workload: AnyWorkload | None, half: bool
-) -> dict[str, dict[str, Network]]:
-    """For each model by name: its networks, the original's first where there is one."""
+def _exported(things: list[Thing], folder: Path, workload: AnyWorkload | None, half: bool) -> list[_Model]:
     if not things:
         raise ExportError("no model was named", "name bundles or workloads")
-    models: dict[str, dict[str, Network]] = {}
+    models: dict[str, _Model] = {}
     for number, thing in enumerate(things):
         place = folder / str(number)
-        if looks_like_bundle(thing):
-            bundle = open_bundle(thing)
-            name = bundle.path.name
-            original = workload_of(bundle, workload)
-            chosen = Network.of(original.with_model(compressed_model(bundle, original)), place / "chosen.param", half)
-            networks = {**_original(original, place / "original.param", half), name: chosen}
-            networks = {key: _counted(each, bundle.manifest, key) for key, each in networks.items()}
-        else:
-            found = find_workload(thing)
-            name, networks = found.name, {found.name: Network.of(found, place / "model.param", half)}
+        place.mkdir()
+        exports = Exports(place, False, Options(precision="fp16" if half else "fp32"))
+        name, chosen = exports.subject(thing, "chosen", workload)
         if name in models:
             raise WorkloadError(f"two models are called {name}", "give the bundles different names")
-        models[name] = networks
-    return models
+        subjects = {**exports.other(thing, name, None, workload), name: chosen}
+        models[name] = _Model(name, subjects, _networks(subjects))
+    return list(models.values())
 
 
-def _original(workload: Workload, path: Path, half: bool) -> dict[str, Network]:
-    try:
-        return {ORIGINAL: Network.of(workload, path, half)}
-    except ExportError as error:
-        warnings.warn(f"the original is not measured: {error.message}", stacklevel=3)
-        return {}
+def _networks(subjects: Mapping[str, Subject]) -> dict[str, Network]:
+    """Exported now; an original that cannot be is left out."""
+    found = {}
+    for label, subject in subjects.items():
+        try:
+            found[label] = Network.read(subject.form(RUNTIMES["ncnn"]))
+        except ExportError as error:
+            if label != ORIGINAL:
+                raise
+            warnings.warn(f"the original is not measured: {error.message}", stacklevel=3)
+    return found
 
 
-def _counted(network: Network, manifest: Any, name: str) -> Network:
-    """With the costs that the bundle notes."""
-    entry = manifest.before if name == ORIGINAL else manifest.point.costs
-    return Network(network.path, costs_of(entry), network.inputs, network.expected)
-
-
-def _job(key: str, name: str, networks: Mapping[str, Network]) -> Job:
-    """The same networks on the same kind of device are the same job, in a later run too."""
-    files = [file for each in networks.values() for file in (each.path, weights_of(each.path), signature_of(each.path))]
-    return Job(f"{name}@{key}#{digest(*files)[:16]}", key, networks)
-
-
-def _measure(seed: int) -> Callable[[FarmDevice, Job], Outcome]:
-    def measure(device: FarmDevice, job: Job) -> Outcome:
-        networks: Mapping[str, Network] = job.work
-        run = run_on(
-            device,
-            device.reach.open(),
-            {name: each.path for name, each in networks.items()},
-            {name: each.inputs for name, each in networks.items()},
-            seed=seed,
-        )
-        return _outcome(device, run, networks)
-
-    return measure
-
-
-def _outcome(device: FarmDevice, run: DeviceRun, networks: Mapping[str, Network]) -> Outcome:
-    latency = {name: summarise(times) for name, times in run.samples.items()}
-    parity = {name: _agreement(device, name, run.outputs[name], each) for name, each in networks.items()}
-    faster = (
-        {name: speedup(run.samples[ORIGINAL], times).median for name, times in run.samples.items() if name != ORIGINAL}
-        if ORIGINAL in run.samples
-        else {}
-    )
-    return {
-        "latency_ms": {name: {**each.as_json(), "repeats": each.repeats} for name, each in latency.items()},
-        "speedup": faster,
-        "parity": parity,
-        "ncnn": run.said.version,
-        "threads": run.said.threads,
-        "clock_khz": run.said.clock_khz,
-        "temperature_c": run.said.temperature_c,
-    }
-
-
-def _agreement(device: FarmDevice, name: str, outputs: Mapping[str, Array], network: Network) -> float:
-    """The largest difference from what this machine computes.
-
-    Raises:
-        ExportError: beyond tolerance.
-    """
-    tolerance = TOLERANCES[Signature.read(network.path).storage]
-    worst = 0.0
-    for task, wanted in network.expected.items():
-        off = float(np.abs(outputs[task] - wanted).max(initial=0.0))
-        allowed = tolerance.atol + tolerance.rtol * float(np.abs(wanted).max(initial=0.0))
-        if not off <= allowed:
-            raise ExportError(
-                f'{device.name} computes something else: task "{task}" of {name} differs by {off:.3g}, '
-                f"{allowed:.3g} is allowed",
-                "build its runner again, from the same ncnn as the Python package",
-            )
-        worst = max(worst, off)
-    return worst
-
-
-def _benchmark(
-    name: str,
-    networks: Mapping[str, Network],
-    farm: Farm,
-    jobs: Mapping[tuple[str, str], Job],
-    outcomes: Mapping[str, Outcome],
-) -> Benchmark:
-    against = ORIGINAL if ORIGINAL in networks else None
-    profiles = {
-        label: tuple(_profile(key, label, networks[label], outcomes[jobs[name, key].name]) for key in farm.keys)
-        for label in networks
-    }
-    return Benchmark(name, profiles[name], against, profiles[against] if against else ())
-
-
-def _profile(key: str, label: str, network: Network, outcome: Outcome) -> Profile:
-    costs = network.costs
-    if "latency_ms" not in outcome:
-        reason = outcome.get("unavailable") or outcome.get("failed") or "no figure"
-        how = outcome.get("hint") or "connect a device of this key, and run again with --resume"
-        return Profile(key, "ncnn", "unavailable", reason=reason, how=how, flops=costs.flops, params=costs.params)
-    return Profile(
-        key,
-        f"ncnn {outcome['ncnn']} on {outcome['device']}, threads {outcome['threads']}, batch 1",
-        "measured",
-        Latency(**outcome["latency_ms"][label]),
-        flops=costs.flops,
-        params=costs.params,
-        peak_memory_bytes=costs.peak_memory_bytes,
-        parity_max_abs=outcome["parity"][label],
-        speedup_against=outcome["speedup"].get(label),
-    )
-
-
-def nothing(report: FarmReport) -> TargetUnavailableError | None:
-    """The error of a farm in which no device gave a figure."""
-    if report.measured:
-        return None
-    first = report.benchmarks[0].profiles[0]
-    return TargetUnavailableError(f"{first.target}: {first.reason}", first.how or "")
+def _advised(profile: Profile) -> Profile:
+    """With what to do where nothing was measured."""
+    if profile.source == "measured" or profile.how:
+        return profile
+    return replace(profile, how="connect a device of this key, and run again with --resume")

@@ -23,10 +23,10 @@ from secateur.core.task import Workload
 from secateur.targets.compiled import measure_compiled
 from secateur.targets.cpu import inputs_of, measure_onnx
 from secateur.targets.device import Device, RoutedLatency
-from secateur.targets.device import get as device_by_name
+from secateur.targets.farm.target import FarmTarget, is_farm
 from secateur.targets.here import measure_here
 from secateur.targets.predict import calibration_of, predict_onnx
-from secateur.targets.registry import TargetStatus, device_status, status
+from secateur.targets.registry import TargetStatus, device_status, find, status
 from secateur.targets.runtimes import RUNTIMES, LocalRuntime
 from secateur.verbs.routed import measure_routed
 
@@ -83,10 +83,10 @@ def places(names: str | Iterable[str]) -> list[Place]:
 
 
 def _place(name: str, known: Mapping[str, TargetStatus]) -> Place:
-    family = known.get(name) or known.get(name.partition(":")[0])
+    family = None if is_farm(name) else known.get(name) or known.get(name.partition(":")[0])
     if family is not None and family.status == "unavailable" and (family.name == name or name not in known):
         return replace(family, name=name)
-    device = device_by_name(name)
+    device = find(name)
     found = device_status(device)
     return found if found.status == "unavailable" else device
 
@@ -141,18 +141,20 @@ def measure(
     """
     if isinstance(place, TargetStatus):
         missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
-        return {name: _filled(missing, subject) for name, subject in subjects.items()}
+        return {name: filled(missing, subject) for name, subject in subjects.items()}
     if isinstance(place.latency, RoutedLatency):
         routed = measure_routed(subjects, place, against, layers)
-        return {name: _filled(profile, subjects[name]) for name, profile in routed.items()}
+        return {name: filled(profile, subjects[name]) for name, profile in routed.items()}
     if predict or is_predicted(place) or _only_predictable(subjects, place):
         return _predicted(subjects, place, against, layers, shapes)
+    if isinstance(place, FarmTarget):
+        return _on_farm(subjects, place, against, layers, shapes)
     if place.runtime in RUNTIMES:
         runtime = RUNTIMES[place.runtime]
         files = {name: subject.form(runtime) for name, subject in subjects.items()}
         inputs = {name: inputs_of(subject.onnx, shapes or {}) for name, subject in subjects.items()}
         found = measure_here(place, files, inputs, against=against)
-        return {name: _filled(profile, subjects[name]) for name, profile in found.items()}
+        return {name: filled(profile, subjects[name]) for name, profile in found.items()}
     files = {name: subject.onnx for name, subject in subjects.items()}
     how: dict[str, Any] = {
         "threads": place.settings.threads,
@@ -165,7 +167,7 @@ def measure(
         profiles = measure_onnx(files, layers=layers, **how)
     else:
         profiles = measure_compiled(files, place.runtime, **how)
-    return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
+    return {name: filled(profile, subjects[name]) for name, profile in profiles.items()}
 
 
 def _only_predictable(subjects: Mapping[str, Subject], device: Device) -> bool:
@@ -173,6 +175,29 @@ def _only_predictable(subjects: Mapping[str, Subject], device: Device) -> bool:
     runtime = RUNTIMES.get(device.runtime)
     taken = runtime is None or all(subject.has(runtime) for subject in subjects.values())
     return not taken and calibration_of(device) is not None
+
+
+def _on_farm(
+    subjects: Mapping[str, Subject],
+    target: FarmTarget,
+    against: str | None,
+    layers: bool,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> dict[str, Profile]:
+    """Each subject's profile on a device of the farm; predicted, with the reason, where none can be reached."""
+    from secateur.targets.farm.measure import measure_on_farm
+
+    runtime = RUNTIMES[target.runtime]
+    try:
+        found = measure_on_farm(target, {name: each.form(runtime) for name, each in subjects.items()}, against=against)
+    except (TargetUnavailableError, ExportError) as error:
+        formless = not all(subject.has(runtime) for subject in subjects.values())
+        if target.latency is None or (isinstance(error, ExportError) and not formless):
+            raise
+        why = f"not measured: {error.message}"
+        predicted = _predicted(subjects, target, against, layers, shapes)
+        return {name: replace(profile, reason=why, how=error.hint) for name, profile in predicted.items()}
+    return {name: filled(profile, subjects[name]) for name, profile in found.items()}
 
 
 def _predicted(
@@ -190,12 +215,13 @@ def _predicted(
     for name, profile in profiles.items():
         if before is not None and profile.latency is not None and name != against:
             profiles[name] = replace(profile, speedup_against=before.median / profile.latency.median)
-    return {name: _filled(profile, subjects[name]) for name, profile in profiles.items()}
+    return {name: filled(profile, subjects[name]) for name, profile in profiles.items()}
 
 
-def _filled(profile: Profile, subject: Subject) -> Profile:
+def filled(profile: Profile, subject: Subject) -> Profile:
     """With what was counted; a file's own count of weights stands where nothing else is known."""
-    profile = replace(profile, parity_max_abs=subject.parity_max_abs)
+    if profile.parity_max_abs is None:
+        profile = replace(profile, parity_max_abs=subject.parity_max_abs)
     costs = subject.costs
     if costs is None:
         return profile

@@ -15,7 +15,7 @@ from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailableError
 from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
-from secateur.verbs.benchmark import Benchmark, costs_of
+from secateur.verbs.benchmark import Benchmark, converter, costs_of
 from secateur.verbs.complete import point_subjects
 from secateur.verbs.hardware import ORIGINAL, figures_of
 from secateur.verbs.measure import Place, Subject, is_predicted, measure, needs_onnx
@@ -28,13 +28,14 @@ class Points:
 
     Attributes:
         measured: whether latencies were measured for this choice, rather than when the bundle was written.
+        predicted: whether they are a model's.
     """
 
     def __init__(self, bundle: Bundle, place: Place, workload: AnyWorkload | None = None) -> None:
         """`place`: where a latency counts. `workload`: of the bundle, instead of the one that it refers to."""
         self._bundle, self._place, self._workload = bundle, place, workload
         self._numbers = list(range(len(bundle.manifest.points)))
-        self._original, self._figures = _recorded(bundle, place.name)
+        self._original, self._figures, self.predicted = _recorded(bundle, place)
         self.measured = False
 
     def latency_ms(self, number: int) -> float | None:
@@ -110,13 +111,15 @@ class Points:
             folder, onnx = Path(temporary), needs_onnx(self._place)
             path = folder / "original.onnx"
             original = to_onnx(found.model, found, path) if onnx else path
-            subjects = {ORIGINAL: Subject(original, workload=lambda: found)}
+            convert = converter(lambda: found, folder / ORIGINAL)
+            subjects = {ORIGINAL: Subject(original, convert=convert, workload=lambda: found)}
             subjects |= point_subjects(self._bundle, found, numbers, folder, onnx)
             profiles = measure(subjects, self._place)
         for number in numbers:
             for kind, (reached, whole) in figures_of(profiles[str(number)], profiles[ORIGINAL]).items():
                 self._figures.setdefault(kind, {})[number], self._original[kind] = reached, whole
-        self.measured = not is_predicted(self._place)
+        self.predicted = any(profile.source == "predicted" for profile in profiles.values())
+        self.measured = not self.predicted
 
 
 def _static(entry: CostsEntry) -> Costs:
@@ -124,19 +127,21 @@ def _static(entry: CostsEntry) -> Costs:
     return replace(costs_of(entry), predicted_ms=None, predicted_mj=None)
 
 
-def _recorded(bundle: Bundle, target: str) -> tuple[dict[str, float], dict[str, dict[int, float]]]:
-    """({"latency": original's}, {"latency": points'}) medians that were measured on this machine when the bundle was
-    written."""
+def _recorded(bundle: Bundle, place: Place) -> tuple[dict[str, float], dict[str, dict[int, float]], bool]:
+    """({"latency": original's}, {"latency": points'}) medians that were found on this machine when the bundle was
+    written, and whether a model gave them."""
     benchmark = Benchmark.of(bundle)
     if benchmark is None or benchmark.machine != machine.describe():
-        return {}, {}
-    original = [each.latency.median for each in benchmark.profiles_against if each.target == target and each.latency]
+        return {}, {}, is_predicted(place)
+    original = [each for each in benchmark.profiles_against if each.target == place.name and each.latency]
     points = {
-        number: point.latency_ms[target]
+        number: point.latency_ms[place.name]
         for number, point in enumerate(bundle.manifest.points)
-        if target in point.latency_ms
+        if place.name in point.latency_ms
     }
-    return ({"latency": original[0]}, {"latency": points}) if original else ({}, {})
+    if not original or original[0].latency is None:
+        return {}, {}, is_predicted(place)
+    return {"latency": original[0].latency.median}, {"latency": points}, original[0].source == "predicted"
 
 
 def weights_of(manifest: Manifest, prefer: Mapping[str, float]) -> dict[str, float]:

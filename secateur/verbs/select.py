@@ -20,7 +20,7 @@ from secateur.core.errors import BudgetError, BundleError, DeviceError, Workload
 from secateur.export.formats import Options, Request
 from secateur.verbs import benchmark, report
 from secateur.verbs.complete import complete
-from secateur.verbs.measure import Place, is_predicted, places
+from secateur.verbs.measure import Place, places
 from secateur.verbs.points import Points, weights_of, widths
 from secateur.verbs.prune import AnyBudget
 from secateur.verbs.select_elastic import ElasticSelection, select_elastic, write_selection
@@ -139,7 +139,7 @@ def select_point(
     selection = Selection(
         opened, number, limits, widths(opened, number), place.name, points.latency_ms(number), points.measured,
         points.delta_mtl(number, weights), 1e3 * (time.perf_counter() - started),
-        is_predicted(place),
+        points.predicted,
     )  # fmt: skip
     if output is None:
         return selection

@@ -5,6 +5,7 @@ devices:
     key: pixel-6                    # devices of one key are alike, and share a queue
     reach: {adb: 2A111FDH200}       # or {ssh: user@board, options: [-p, "2222"]}, or {local: true}
     runner: build/secateur-ncnn     # built for it, see docs/farm.md
+    target: mobile:snapdragon-888   # predicts it while it cannot be reached
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
+from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.core.errors import DeviceError
@@ -57,6 +59,7 @@ class FarmDevice(_Model):
     key: str = Field(pattern=r"^[\w.:-]+$")
     reach: ReachEntry
     runner: str = Field(min_length=1)  # path of the program on this machine
+    target: str | None = None  # whose predictions stand in while the device cannot be reached
     launcher: list[str] = Field(default_factory=list)  # before the runner, such as an emulator
     folder: str = "/data/local/tmp/secateur"  # on the device, where programs may be started
     threads: int = Field(default=1, ge=1, le=256)
@@ -83,14 +86,30 @@ class Farm(_Model):
             raise ValueError(f"two devices are called {twice[0]}")
         return self
 
+    @model_validator(mode="after")
+    def _keys_are_alike(self) -> Self:
+        for key in self.keys:
+            if len({device.target for device in self.of_key(key)}) > 1:
+                raise ValueError(f"devices of the key {key} name different targets, and are meant to be alike")
+        return self
+
     @property
     def keys(self) -> list[str]:
         """Kinds of device, in the order of the file."""
         return list(dict.fromkeys(device.key for device in self.devices))
 
+    def of_key(self, key: str) -> list[FarmDevice]:
+        """The devices of a kind."""
+        return [device for device in self.devices if device.key == key]
+
+    @property
+    def leases_path(self) -> Path:
+        """The file in which everybody queues."""
+        return Path(self.leases) if self.leases else user_cache_path("secateur") / "farm.leases"
+
 
 def read_farm(path: str | os.PathLike[str]) -> Farm:
-    """The farm that a file describes; paths of runners are relative to the file.
+    """The farm that a file describes; paths of runners and of the leases are relative to the file.
 
     Raises:
         DeviceError: the file cannot be read, or describes no farm; the message names the key.
@@ -111,7 +130,8 @@ def read_farm(path: str | os.PathLike[str]) -> Farm:
                 f"{place}: {device.name}: there is no runner at {device.runner}",
                 "build it with: python -m secateur.export.runner --ncnn SOURCE --compiler COMPILER -o PATH",
             )
-    return farm.model_copy(update={"devices": devices})
+    leases = str(place.parent / farm.leases) if farm.leases else None
+    return farm.model_copy(update={"devices": devices, "leases": leases})
 
 
 def _load(path: Path) -> Any:
