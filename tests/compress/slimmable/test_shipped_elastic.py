@@ -1,4 +1,4 @@
-"""The script that trains the bundles that ship: half the bytes, found by name, and the same model after loading."""
+"""Elastic bundles that ship: the script that trains them, and that the committed one keeps its word."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import pytest
 import torch
 from elastic_tiny import FAST, workload
 
-from secateur.compress.slimmable import load_elastic
+from secateur.compress.slimmable import Settings, load_elastic
+from secateur.compress.slimmable.tabulate import Judge
 from secateur.core import shipped
 from secateur.core.bundle import Bundle
 from secateur.core.elastic.files import is_elastic, read_table
+from secateur.core.errors import BundleError
 from secateur.core.predict import evaluate
 from secateur.verbs import train_elastic
+from secateur.verbs.select import select
+from secateur.workloads import workload as workload_by_name
 
 SETTINGS = replace(FAST, epochs=0, widths=(0.5,), exported=2, half=True, recalibration_batches=2)
 
@@ -49,6 +53,40 @@ def test_a_shipped_bundle_is_trained_found_by_name_and_loaded(tmp_path: Path, mo
 def test_names_that_do_not_ship_are_paths() -> None:
     assert shipped.shipped("no-such-bundle") is None
     assert shipped.shipped("../weights") is None
-    with pytest.raises(Exception, match="is no bundle"):
+    with pytest.raises(BundleError, match="is no bundle"):
         shipped.bundle_of("no-such-bundle")
-    assert Bundle
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Bundle:
+    return shipped.bundle_of("scenes-elastic")
+
+
+def test_the_shipped_bundle_is_whole_small_and_spans_a_wide_range(scenes: Bundle) -> None:
+    """The goals that it was made for: at most 5 MB, 16x in FLOPs; and the recipe is the one that the script names."""
+    assert scenes.verify() == []
+    assert sum(file.stat().st_size for file in scenes.path.rglob("*") if file.is_file()) <= 5e6
+    table = read_table(scenes)
+    flops = table.costs["flops"]
+    least, most = (flops.of(row, dict.fromkeys(table.tasks, d)) for row, d in ((0, 0), (-1, -1)))
+    assert most >= 16 * least
+    assert table.latency["cpu"].source == "measured"
+    assert scenes.manifest.settings == train_elastic.SHIPPED["scenes-elastic"][1].as_json()
+
+
+def test_more_flops_give_better_metrics_of_every_task(scenes: Bundle) -> None:
+    found = [select(scenes, f"flops<={share}%") for share in (4, 8, 16, 32, 64, 100)]
+    assert all(each.met for each in found)
+    table = read_table(scenes)
+    for task, better in table.better.items():
+        values = [each.choice.metrics[task] for each in found]
+        assert values == sorted(values, reverse=better == "lower"), task
+
+
+@pytest.mark.slow
+def test_the_shipped_tables_metrics_are_those_of_the_shipped_weights(scenes: Bundle) -> None:
+    workload = workload_by_name("scenes")
+    elastic, table, _ = load_elastic(scenes, workload)
+    judge = Judge(elastic, workload, Settings.from_json(scenes.manifest.settings), scenes.manifest.seed)
+    found = judge.metrics(elastic.space.smallest)
+    assert found == pytest.approx({task: values[0, 0] for task, values in table.metrics.items()}, rel=0.01)
