@@ -125,7 +125,7 @@ def pruned(workload: Workload, share: float, settings: Settings, seed: int) -> d
     """Test metrics of the original pruned by PAGCP to a share of its FLOPs, fine-tuned for as many epochs."""
     chosen = pagcp.Settings(epochs=settings.epochs, remove_dead=True)
     budget = Budget.parse(f"flops<={100 * share:.3f}%")
-    return dict(pagcp.prune(workload, budget, Tolerance.parse("5%"), chosen, seed=seed).metrics)
+    return dict(pagcp.prune(workload, budget, Tolerance.parse("5%"), chosen, seed=seed).point.metrics)
 
 
 def volume(workload: Workload, before: dict[str, float], found: list[dict[str, float]]) -> float:

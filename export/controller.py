@@ -21,7 +21,7 @@ class Controller:
     """Chooses among the configurations that the exported files can run. Safe to share among threads.
 
     Args:
-        target: whose latencies count.
+        target: whose latencies and energies count.
     """
 
     def __init__(self, table: Table, target: str = "cpu") -> None:
@@ -44,6 +44,7 @@ class Controller:
         self,
         *,
         budget_ms: float | None = None,
+        budget_mj: float | None = None,
         budget_flops: float | None = None,
         prefer: Mapping[str, float] | None = None,
         tasks: Iterable[str] | None = None,
@@ -63,7 +64,7 @@ class Controller:
         Raises:
             BudgetError: an unknown task, a weight that is none, a target without latencies.
         """
-        limits = {"latency": budget_ms, "flops": budget_flops}
+        limits = {"latency": budget_ms, "energy": budget_mj, "flops": budget_flops}
         wish = Wish(
             {kind: limit for kind, limit in limits.items() if limit is not None}, prefer or {}, floors or {}, objective
         )

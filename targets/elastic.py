@@ -46,11 +46,9 @@ def measured_latencies(
     whole = [medians["check", str(number), 0] for number in range(len(checks))]
     sums = [figures.of(choice.row, choice.decoders) for choice in checks]
     errors = [abs(a - b) / b for a, b in zip(sums, whole, strict=True)]
-    largest = int(table.costs["flops"].shared.argmax())
-    top = {task: len(rows) - 1 for task, rows in table.decoders.items()}
     return LatencyTable(
         figures, "measured", str(machine.describe()["cpu"]),
-        float(np.percentile(errors, 90) * 100) if errors else None, figures.of(largest, top),
+        float(np.percentile(errors, 90) * 100) if errors else None, figures.of(*table.full),
     )  # fmt: skip
 
 

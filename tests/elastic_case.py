@@ -39,6 +39,7 @@ def random_table(seed: int = 0, tasks: tuple[str, ...] = ("depth", "edges"), sta
         },
         original=Original(8e6, 8e3, 3e4, 5e4, dict.fromkeys(tasks, 0.8)),
         latency={"cpu": LatencyTable(figures(1.0), "measured", "a test", 5.0, 6.0)},
+        energy={"cpu": figures(2.0)},
         exported=(0, len(rows) - 1),
     )
 

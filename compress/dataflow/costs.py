@@ -110,9 +110,13 @@ class CostModel:
 
     def operators(self, widths: Floats) -> list[Operator]:
         """What a runtime executes for one sample; the same operators as of the cut model's ONNX file, without names."""
+        return [operator for _, operator in self.call_operators(widths)]
+
+    def call_operators(self, widths: Floats) -> list[tuple[Node | None, Operator]]:
+        """The operators, each with the call of the graph that it belongs to."""
         steps, rows = self._steps
         sizes = np.rint(self._at(widths)).astype(np.int64).tolist()
-        return [step.operator(lambda node, dim: int(sizes[rows[node, dim]])) for step in steps]
+        return [(step.call, step.operator(lambda node, dim: int(sizes[rows[node, dim]]))) for step in steps]
 
     @cached_property
     def _steps(self) -> tuple[list[Step], dict[Factor, int]]:

@@ -88,14 +88,15 @@ def dead_map(groups: ChannelGroups, inputs: Any, tasks: Sequence[Task]) -> Chann
     """The map that takes out what no kept task needs (other tasks' routers, heads and embeddings), as far as the model
     runs without it and computes the same."""
     model, dead = groups.model, groups.dead
-    removable = dead if _same_without(model, dead, inputs, tasks) else ()
+    removable = dead if same_without(model, dead, inputs, tasks) else ()
     for path in () if removable else dead:
-        if _same_without(model, (*removable, path), inputs, tasks):
+        if same_without(model, (*removable, path), inputs, tasks):
             removable = (*removable, path)
     return ChannelMap(removed_modules=removable)
 
 
-def _same_without(model: nn.Module, paths: Sequence[str], inputs: Any, tasks: Sequence[Task]) -> bool:
+def same_without(model: nn.Module, paths: Sequence[str], inputs: Any, tasks: Sequence[Task]) -> bool:
+    """Whether a model runs without some modules and computes the same for its tasks."""
     small = copy.deepcopy(model)
     try:
         remove_modules(small, paths)

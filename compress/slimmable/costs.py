@@ -18,6 +18,8 @@ from secateur.core.elastic import Figures
 from secateur.core.predict import takes_task
 from secateur.profiles.count import outputs_of
 from secateur.profiles.graph import ancestors
+from secateur.profiles.latency.operators import Operator
+from secateur.profiles.latency.parts import Numbers, Parts
 
 SHARED = ""
 """Stands for the part that several tasks need."""
@@ -42,6 +44,13 @@ class Costing:
             part = found[self._tensors.get(name, SHARED)]
             part["size"] += size
             part["params"] += elements if trained else 0.0
+        return found
+
+    def operators(self, configuration: Configuration) -> dict[str, list[Operator]]:
+        """What a runtime executes for one sample, by owner as in `parts`."""
+        found: dict[str, list[Operator]] = {owner: [] for owner in (SHARED, *self.space.tasks)}
+        for call, operator in self.model.call_operators(self.model.widths(self.space.channels(configuration))):
+            found[self._calls.get(call, SHARED) if call is not None else SHARED].append(operator)
         return found
 
     def flops(self, configuration: Configuration) -> float:
@@ -118,6 +127,30 @@ def _margin(
         estimate = max(activations.decoders[task][k, d] for task, d in chosen.items())
         worst = max(worst, costing.activations(at) / max(estimate, 1.0))
     return worst
+
+
+def parts_of(
+    space: Space, costing: Costing, rows: Sequence[Sequence[int]], decoders: Mapping[str, Sequence[Sequence[int]]]
+) -> Parts:
+    """The operators of every part of a table's configurations. All decoders are looked at together, at their first
+    width, at their second, and so on: what is a task's own depends on its own widths and the row's only."""
+    numbers: dict[Operator, int] = {}
+
+    def numbered(operators: Sequence[Operator]) -> Numbers:
+        return tuple(numbers.setdefault(operator, len(numbers)) for operator in operators)
+
+    shared: list[Numbers] = []
+    own: dict[str, list[list[Numbers]]] = {task: [] for task in space.tasks}
+    for row in rows:
+        at = [
+            {task: each[min(d, len(each) - 1)] for task, each in decoders.items()}
+            for d in range(max(len(each) for each in decoders.values()))
+        ]
+        found = [costing.operators(joined(space, row, chosen)) for chosen in at]
+        shared.append(numbered(found[0][SHARED]))
+        for task, each in own.items():
+            each.append([numbered(found[d][task]) for d in range(len(decoders[task]))])
+    return Parts(tuple(numbers), tuple(shared), {task: tuple(map(tuple, each)) for task, each in own.items()})
 
 
 def joined(space: Space, row: Sequence[int], decoders: Mapping[str, Sequence[int]]) -> Configuration:

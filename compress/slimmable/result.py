@@ -1,6 +1,7 @@
 """Elastic: what slimming returns, and its way into a bundle and back.
 
 elastic.json               the table: stages, widths, costs and metrics of every configuration
+operators.json             what a runtime executes in each part, for predictions on other targets
 statistics.safetensors     recalibrated statistics of the exported configurations
 private.safetensors        private norms, where there are any
 points/00                  the full width, as any other compressed model
@@ -11,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from torch import Tensor
 from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.compressed import Compressed, CompressedPoint, load_model
 from secateur.compress.dataflow import trace
-from secateur.compress.slimmable.costs import joined
+from secateur.compress.slimmable.alone import others_out
+from secateur.compress.slimmable.costs import Costing, joined, parts_of
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.compress.slimmable.tabulate import Judge
@@ -33,6 +36,8 @@ from secateur.core.files import canonical_json
 from secateur.core.predict import evaluate
 from secateur.core.task import Workload, delta_mtl
 from secateur.profiles.count import count
+from secateur.profiles.latency.parts import FILE as PARTS
+from secateur.profiles.latency.parts import Parts
 
 STATISTICS, PRIVATE = "statistics.safetensors", "private.safetensors"
 Statistics = Mapping[str, Tensor]
@@ -53,8 +58,16 @@ class Elastic(Compressed):
     table: Table
     statistics: Statistics
 
+    @cached_property
+    def parts(self) -> Parts:
+        """The operators of the table's configurations, which other targets are predicted from."""
+        space, table = self.elastic.space, self.table
+        decoders = {task: rows.tolist() for task, rows in table.decoders.items()}
+        return parts_of(space, Costing(space), table.rows.tolist(), decoders)
+
     def write_more(self, folder: Path) -> None:
         (folder / TABLE).write_text(canonical_json(self.table.as_json()), encoding="utf-8")
+        (folder / PARTS).write_text(canonical_json(self.parts.as_json()), encoding="utf-8")
         (folder / STATISTICS).write_bytes(safetensors.torch.save(dict(self.statistics)))
         if self.settings.get("half"):
             for path in folder.glob("points/*/weights.safetensors"):
@@ -166,9 +179,14 @@ def _tensors(bundle: Bundle, name: str) -> Iterator[tuple[str, Tensor]]:
 def static_point(
     elastic: ElasticModel, at: Configuration, statistics: Statistics, workload: Workload, before: Mapping[str, float]
 ) -> CompressedPoint:
-    """One configuration as a static model, evaluated for real on the test split."""
-    model = elastic.static(at, statistics)
+    """One configuration as a static model, evaluated for real on the test split. Modules that only other tasks than
+    the workload's need are taken out."""
+    model, channels = elastic.static(at, statistics), elastic.space.channel_map(at)
+    if set(workload.task_names) != set(elastic.space.tasks):
+        out = others_out(model, elastic.space, traced_inputs(workload), workload.tasks)
+        out.apply(model)
+        channels = channels.then(out)
     metrics = evaluate(model, workload.test, workload.tasks, "confirming")
     costs = count(model, workload.example_input, workload.task_names).costs
     delta = delta_mtl(workload.tasks, before, metrics)
-    return CompressedPoint(model, elastic.space.channel_map(at), costs, metrics, delta)
+    return CompressedPoint(model, channels, costs, metrics, delta)

@@ -10,7 +10,7 @@ left out. So a model need not be exported to be predicted, and one trace predict
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -70,6 +70,7 @@ class Step:
         inputs, output: dimensions of the activations, one of which is the batch (or windows of it).
         batch: samples that were traced.
         weight: dimensions of the parameter of a convolution or linear layer.
+        call: of the graph that it is, or is a part of.
     """
 
     kind: str
@@ -83,6 +84,7 @@ class Step:
     grouped: bool = False
     function: str = ""
     name: str = ""
+    call: Node | None = None
 
     @property
     def factors(self) -> Dims:
@@ -118,7 +120,7 @@ def read_graph(graph: Graph) -> list[Step]:
     """The operators of a graph in its order."""
     sample, again = per_sample(graph), _repeated(graph)
     calls = [node for node in graph.compute if node not in again and _runs(node, sample)]
-    return [step for node in calls for step in _steps(node, sample)]
+    return [replace(step, call=node) for node in calls for step in _steps(node, sample)]
 
 
 def _repeated(graph: Graph) -> set[Node]:

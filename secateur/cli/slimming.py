@@ -120,12 +120,24 @@ def _show(console: Console, selection: ElasticSelection) -> None:
     for name, expected, original in _figures(selection):
         figures.add_row(name, expected, original)
     console.print(figures)
-    source = selection.table.latency.get(selection.target)
-    if source is not None:
-        error = f", sums within {source.error_pct:.0f} % of whole calls" if source.error_pct is not None else ""
-        console.print(f"latency on {selection.target}, {source.source} on {source.machine}{error}", style="dim")
+    for line in _sources(selection):
+        console.print(line, style="dim")
     console.print("metrics on calibration data; -o FOLDER evaluates the choice on test data and writes it", style="dim")
     console.print(f"searched in {selection.search_ms:.1f} ms", style="dim")
+
+
+def _sources(selection: ElasticSelection) -> list[str]:
+    """What the figures of the target come from."""
+    found, latency = [], selection.table.latency.get(selection.target)
+    if latency is not None and latency.source == "measured":
+        error = f", sums within {latency.error_pct:.0f} % of whole calls" if latency.error_pct is not None else ""
+        found.append(f"latency on {selection.target}, measured on {latency.machine}{error}")
+    elif latency is not None:
+        error = f", typically {latency.error_pct:.0f} % off" if latency.error_pct is not None else ""
+        found.append(f"latency on {selection.target}, predicted ({latency.machine}){error}")
+    if selection.target in selection.table.energy:
+        found.append(f"energy on {selection.target}, predicted from that of a MAC and of a byte in its file")
+    return found
 
 
 def _shortened(kept: list[str]) -> str:
@@ -144,6 +156,8 @@ def _figures(selection: ElasticSelection) -> list[tuple[str, str, str]]:
     ]
     if latency is not None:
         rows.append(("Latency", units.milliseconds(costs["latency"]), units.milliseconds(latency.original_ms)))
+    if "energy" in costs:
+        rows.append(("Energy", units.millijoules(costs["energy"]), units.millijoules(selection.figures["energy"][1])))
     metrics: Mapping[str, Any] = original.metrics
     for task, value in selection.choice.metrics.items():
         arrow = "↑" if selection.table.better[task] == "higher" else "↓"

@@ -90,7 +90,7 @@ def select(
     """
     if isinstance(bundle, Elastic):
         return select_elastic(
-            bundle.table, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
+            bundle, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
         )
     opened = open_bundle(bundle)
     if not is_elastic(opened) and tasks is None and floors is None and objective == "chebyshev":

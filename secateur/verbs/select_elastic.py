@@ -5,37 +5,59 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.core.budget import Budget, Limit, Pairs, Tolerance, describe
-from secateur.core.bundle import Bundle, check_output
+from secateur.core.budget import ON_TARGET, Budget, Limit, Tolerance, describe
+from secateur.core.bundle import Bundle, OnTarget, check_output
 from secateur.core.elastic import Choice, Chooser, Table, Wish
 from secateur.core.elastic.choose import Objective
 from secateur.core.elastic.files import read_table
-from secateur.core.errors import BudgetError, BudgetNotMetError
+from secateur.core.errors import BudgetNotMetError
 
 if TYPE_CHECKING:
+    from secateur.compress.compressed import CompressedPoint
+    from secateur.compress.slimmable import Elastic
     from secateur.core.task import Workload
+
+DEFAULT = "cpu"
+"""Target that is not looked for unless something is limited on it."""
 
 
 @dataclass(frozen=True)
 class ElasticSelection:
-    """Widths that were picked. `met`: every limit and floor holds by the table; else it is the smallest configuration,
-    or the nearest."""
+    """Widths that were picked.
+
+    Attributes:
+        table: with figures of the target.
+        floors: task → relative loss that is allowed.
+        named: the target as it was asked for: a name or a file.
+        misses: what the written bundle does not keep, although the table said so.
+    """
 
     bundle: Bundle | None
     table: Table
     choice: Choice
     budget: Budget
+    floors: Mapping[str, float]
     target: str
+    named: str
     search_ms: float
+    misses: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
-        return self.choice.met
+        """Whether every limit and floor holds, by the table and, once it is written, by the bundle; the choice is else
+        the smallest configuration, or the nearest."""
+        return self.choice.met and not self.misses
+
+    @property
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """Kind → (chosen, original) figure on the target, of those that are known."""
+        known = [kind for kind in ON_TARGET if kind in self.choice.costs]
+        return {kind: (self.choice.costs[kind], _original(self.table, kind, self.target)) for kind in known}
 
     @property
     def widths(self) -> dict[str, float]:
@@ -49,18 +71,29 @@ class ElasticSelection:
         """What kept the budget from being met."""
         if self.met:
             return None
+        if self.choice.met:
+            return BudgetNotMetError(
+                f"the written model misses what its table promised: {'; '.join(self.misses)}",
+                "it is kept; allow more, or select for a little less",
+            )
         reached = [f"{limit.text}: {self._reached(limit)}" for limit in self.budget.limits]
         return BudgetNotMetError(
             f"no widths meet the budget and floors; the nearest give {'; '.join(reached) or 'less than a floor'}",
             "allow more, leave out tasks with --tasks, or compress with smaller --widths",
         )
 
+    @property
+    def predicted(self) -> bool:
+        """Whether the latency comes from a model of the target."""
+        latency = self.table.latency.get(self.target)
+        return latency is not None and latency.source != "measured"
+
     def _reached(self, limit: Limit) -> str:
         return describe(limit, self.choice.costs[limit.kind], _original(self.table, limit.kind, self.target))
 
     def as_json(self) -> dict[str, Any]:
         """The document of `select --json`."""
-        costs = {kind: value for kind, value in self.choice.costs.items() if kind != "latency"}
+        costs = {kind: value for kind, value in self.choice.costs.items() if kind not in ON_TARGET}
         return {
             "bundle": str(self.bundle.path) if self.bundle else None,
             "widths": self.widths,
@@ -69,6 +102,8 @@ class ElasticSelection:
             "budget_met": self.met,
             "expected": {
                 "latency_ms": self.choice.costs.get("latency"),
+                "energy_mj": self.choice.costs.get("energy"),
+                "predicted": self.predicted,
                 **{kind: round(value) for kind, value in costs.items()},
                 "metrics": dict(self.choice.metrics),
             },
@@ -78,7 +113,7 @@ class ElasticSelection:
 
 
 def select_elastic(
-    bundle: Bundle | Table,
+    bundle: Bundle | Elastic,
     budget: str | Iterable[str] | Budget | None,
     target: str = "cpu",
     prefer: Mapping[str, float] | None = None,
@@ -87,10 +122,11 @@ def select_elastic(
     floors: Tolerance | None = None,
     objective: Objective = "chebyshev",
 ) -> ElasticSelection:
-    """Pick widths from a table.
+    """Pick widths from the table of an elastic bundle, or of one that was just made.
 
     Args:
-        budget: limits on flops, params, size, memory, or latency on a target that the table has.
+        budget: limits on flops, params, size, memory, or latency and energy on the target.
+        target: one that the table has latencies of, or another that can be predicted.
         prefer: weights of tasks; 1 for those that are not named.
         tasks: those that are to run, all by default.
         floors: relative loss, against the original, that is allowed of the tasks that are named.
@@ -98,32 +134,51 @@ def select_elastic(
 
     Raises:
         BundleError: a static bundle, or a damaged table.
-        BudgetError: an unknown task, a weight that is none, a target without latencies.
+        BudgetError: an unknown task, a weight that is none, limits on a target that nothing is known of.
+        DeviceError: an unknown target, or one that nothing predicts.
     """
     started = time.perf_counter()
-    table = bundle if isinstance(bundle, Table) else read_table(bundle)
     limits = Budget.parse(budget)
+    named, floor = target, dict(floors.tasks) if floors else {}
+    table, target = _on_target(bundle, target, [limit.kind for limit in limits.on_target.limits])
     running = None if tasks is None else tuple(tasks)
-    named = dict(floors.tasks) if floors else {}
     chooser = Chooser(table, target=target, tasks=running)
     allowed = {limit.kind: limit.absolute(_original(table, limit.kind, target)) for limit in limits.limits}
-    choice = chooser.pick(Wish(allowed, prefer or {}, named, objective))
+    choice = chooser.pick(Wish(allowed, prefer or {}, floor, objective))
     found = bundle if isinstance(bundle, Bundle) else None
-    return ElasticSelection(found, table, choice, limits, target, 1e3 * (time.perf_counter() - started))
+    elapsed = 1e3 * (time.perf_counter() - started)
+    return ElasticSelection(found, table, choice, limits, floor, target, named, elapsed)
+
+
+def _on_target(bundle: Bundle | Elastic, target: str, kinds: Sequence[str]) -> tuple[Table, str]:
+    """The table, with what it does not hold of a target predicted; and the target's own name.
+
+    Args:
+        kinds: that are limited, of "latency" and "energy".
+    """
+    table = read_table(bundle) if isinstance(bundle, Bundle) else bundle.table
+    known = {"latency": table.latency, "energy": table.energy}
+    wanted = kinds or ([] if target == DEFAULT else ["latency"])
+    if all(target in known[kind] for kind in wanted):
+        return table, target
+    from secateur.profiles.latency.parts import read_parts
+    from secateur.targets.device import get
+    from secateur.targets.elastic_predicted import with_predictions
+
+    device = get(target)
+    missing = [kind for kind in wanted if device.name not in known[kind]]
+    if missing:
+        parts = read_parts(bundle) if isinstance(bundle, Bundle) else bundle.parts
+        table = with_predictions(table, parts, device, missing)
+    return table, device.name
 
 
 def _original(table: Table, kind: str, target: str) -> float:
-    """The original's figure, to which percentages refer; its latency is that of the full width."""
+    """The original's figure, to which percentages refer; on a target, that of the full width."""
     if kind == "latency":
-        if target not in table.latency:
-            known = ", ".join(table.latency) or "none"
-            raise BudgetError(
-                f'the bundle has no latencies of "{target}"',
-                f"it has those of: {known}; compress with --target {target}, or limit flops",
-            )
         return table.latency[target].original_ms or 0.0
     if kind == "energy":
-        raise BudgetError("an elastic model has no figures of energy", "limit flops, latency or memory")
+        return table.energy[target].of(*table.full)
     return float(getattr(table.original, kind))
 
 
@@ -135,49 +190,75 @@ def write_selection(
     force: bool = False,
     command: str = "",
 ) -> ElasticSelection:
-    """Write the chosen widths as a static bundle: cut, statistics recalibrated, evaluated, exported and measured.
+    """Write the chosen widths as a static bundle: cut, statistics recalibrated, evaluated on test data, exported and
+    measured; the decoders of tasks that do not run are taken out.
 
     Returns:
-        the selection with the new bundle.
-
-    Raises:
-        BudgetNotMetError: the real evaluation contradicts the table on a floor.
+        the selection with the new bundle; where that contradicts the table, the selection is not met.
     """
     from secateur.compress.compressed import Compressed
-    from secateur.compress.slimmable import Settings, load_elastic, static_point
-    from secateur.compress.slimmable.result import statistics_at
-    from secateur.compress.slimmable.tabulate import Judge
     from secateur.verbs.benchmark import costs_of
     from secateur.verbs.complete import complete
     from secateur.verbs.measure import places
     from secateur.verbs.sources import workload_of
     from secateur.verbs.staging import check_state, finish, state_folder
 
-    bundle, choice, path = selection.bundle, selection.choice, Path(output)
+    bundle, path = selection.bundle, Path(output)
     assert bundle is not None
-    manifest = bundle.manifest
+    manifest, where = bundle.manifest, places(selection.named)
     check_output(path, force)
     check_state(path, force=force)
     found = workload_of(bundle, workload)
-    elastic, _, kept = load_elastic(bundle, found)
-    statistics = statistics_at(kept, elastic.space, choice.row, choice.decoders)
-    if statistics is None:
-        settings = Settings.from_json(manifest.settings)
-        statistics = Judge(elastic, found, settings, bundle.manifest.seed).statistics(choice.configuration)
-    point = static_point(elastic, choice.configuration, statistics, found, manifest.metrics_before)
-    misses = selection.budget.misses(point.costs, costs_of(manifest.before), _latencies(selection))
+    point = _point(selection, found)
+    found, before = found.select_tasks(selection.choice.decoders), costs_of(manifest.before)
+    misses = [
+        *selection.budget.misses(point.costs, before, selection.figures), *_missed_floors(selection, found, point),
+    ]  # fmt: skip
     result = Compressed(
-        found, "slimmable", selection.budget, Tolerance(1.0), [point], 0, costs_of(manifest.before),
-        manifest.metrics_before, misses, {"groups": [], "sequences": [], "decisions": [], "fine_tuning": []}, {},
-        manifest.settings | {"selected": selection.widths}, manifest.seed, 0.0,
+        found, "slimmable", selection.budget, Tolerance(1.0, tuple(selection.floors.items())), [point], 0, before,
+        {task: manifest.metrics_before[task] for task in found.task_names}, misses,
+        {"groups": [], "sequences": [], "decisions": [], "fine_tuning": []}, {},
+        manifest.settings | {"selected": selection.widths}, manifest.seed, 0.0, on_target=_judge(selection),
     )  # fmt: skip
     history = " && ".join(filter(None, (manifest.command, command)))
     staged = result.save(state_folder(path) / "bundle", force=True, command=history)
-    staged = complete(staged, found, formats=("onnx",), where=places(selection.target))
-    return replace(selection, bundle=finish(staged, path))
+    written = finish(complete(staged, found, formats=("onnx",), where=where), path)
+    return replace(selection, bundle=written, misses=tuple(written.manifest.misses))
 
 
-def _latencies(selection: ElasticSelection) -> Pairs | None:
-    if "latency" not in selection.choice.costs:
+def _point(selection: ElasticSelection, workload: Workload) -> CompressedPoint:
+    """The chosen widths as a static model of the tasks that run, evaluated."""
+    from secateur.compress.slimmable import Settings, load_elastic, static_point
+    from secateur.compress.slimmable.result import statistics_at
+    from secateur.compress.slimmable.tabulate import Judge
+
+    bundle, choice = selection.bundle, selection.choice
+    assert bundle is not None
+    elastic, _, kept = load_elastic(bundle, workload)
+    statistics = statistics_at(kept, elastic.space, choice.row, choice.decoders)
+    if statistics is None:
+        settings = Settings.from_json(bundle.manifest.settings)
+        statistics = Judge(elastic, workload, settings, bundle.manifest.seed).statistics(choice.configuration)
+    running = workload.select_tasks(choice.decoders)
+    return static_point(elastic, choice.configuration, statistics, running, bundle.manifest.metrics_before)
+
+
+def _missed_floors(selection: ElasticSelection, workload: Workload, point: CompressedPoint) -> list[str]:
+    """Floors that the table promised and the test split does not show."""
+    assert selection.bundle is not None
+    before, missed = selection.bundle.manifest.metrics_before, []
+    for task in workload.tasks:
+        change = task.relative_change(before[task.name], point.metrics[task.name])
+        allowed = selection.floors.get(task.name)
+        if allowed is not None and -change > allowed + 1e-9:
+            missed.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
+    return missed
+
+
+def _judge(selection: ElasticSelection) -> OnTarget | None:
+    """What limits on a target were chosen by; the written bundle is judged by its own figures there."""
+    if not selection.budget.on_target:
         return None
-    return {"latency": (selection.choice.costs["latency"], _original(selection.table, "latency", selection.target))}
+    latency = selection.table.latency.get(selection.target)
+    basis = "the table of the elastic bundle" if latency is None else f"{latency.source}: {latency.machine}"
+    return OnTarget(target=selection.target, basis=basis, figures=selection.figures)

@@ -23,7 +23,15 @@ from secateur.compress.slimmable.export import Configurations
 from secateur.core.bundle import Bundle, changed_bundle, check_output
 from secateur.core.elastic import Choice, Table
 from secateur.core.elastic.files import TABLE
-from secateur.core.errors import BudgetError, DataError, ExportError, ModelError, OutputError, ParityError
+from secateur.core.errors import (
+    BudgetError,
+    DataError,
+    DeviceError,
+    ExportError,
+    ModelError,
+    OutputError,
+    ParityError,
+)
 from secateur.core.files import canonical_json, clear_errors, writing_folder
 from secateur.core.predict import as_args
 from secateur.core.progress import say, track
@@ -32,10 +40,13 @@ from secateur.export.elastic_graph import ElasticSource
 from secateur.export.elastic_layouts import check_layout, renew_table, write_elastic
 from secateur.export.elastic_session import ElasticSession
 from secateur.export.parity import Parity, check_parity
+from secateur.profiles.latency.parts import Parts
 from secateur.profiles.report import write_report
 from secateur.targets.device import Device
 from secateur.targets.elastic import measured_latencies
-from secateur.verbs.measure import places
+from secateur.targets.elastic_predicted import with_predictions
+from secateur.targets.registry import device_status
+from secateur.verbs.measure import Place, places
 from secateur.verbs.report import FILE, content_of
 from secateur.verbs.sources import AnyBundle, AnyWorkload, find_workload, open_bundle, workload_of
 from secateur.verbs.staging import check_state, finish
@@ -101,7 +112,8 @@ def slim_to_bundle(
 
     Args:
         output: folder of the bundle; nothing is written there before all is done.
-        targets: whose latencies the table is to hold.
+        targets: whose latencies the table is to hold: measured where the files run, else predicted, with energy where
+            the target's file tells it.
         layout: of the elastic ONNX files: "if", "files" or "auto".
 
     Raises:
@@ -126,31 +138,46 @@ def slim_to_bundle(
         with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
             made = Path(temporary) / FOLDER
             made.mkdir()
-            table = export_and_measure(source, made, where, layout)
+            table = export_and_measure(source, made, where, layout, result.parts)
             bundle = _with_files(bundle, table, made, workload)
     except (ExportError, ParityError) as error:
-        warnings.warn(f"no elastic files and no latencies: {error.message}", stacklevel=2)
-        bundle = _with_files(bundle, result.table, None, workload)
+        warnings.warn(f"no elastic files, and nothing is measured: {error.message}", stacklevel=2)
+        bundle = _with_files(bundle, predicted_on(result.table, where, result.parts), None, workload)
     return finish(bundle, output)
 
 
-def export_and_measure(source: ElasticSource, folder: Path, where: Iterable[object], layout: str) -> Table:
-    """Write elastic files, prove every configuration, and measure them; returns the table with latencies."""
+def export_and_measure(source: ElasticSource, folder: Path, where: Sequence[Place], layout: str, parts: Parts) -> Table:
+    """Write elastic files, prove every configuration, and measure or predict them; returns the table with latencies."""
     say("exporting all widths")
     write_elastic(source, folder, layout)
     prove(source, folder)
-    table = source.table
-    for place in where:
-        if isinstance(place, Device):
-            say(f"measuring widths on {place.name}")
-            inputs = [np.asarray(x) for x in as_args(source.workload.example_input) if isinstance(x, torch.Tensor)]
-            threads = place.settings.threads or 1
-            found = measured_latencies(ElasticSession(folder, threads=threads), inputs, place.name)
-            table = replace(table, latency={**table.latency, place.name: found})
-        else:
-            warnings.warn(f"no latencies of {place.name}: {place.reason}", stacklevel=2)  # type: ignore[attr-defined]
+    table = predicted_on(source.table, [place for place in where if not _runs_here(place)], parts)
+    for place in filter(_runs_here, where):
+        assert isinstance(place, Device)
+        say(f"measuring widths on {place.name}")
+        inputs = [np.asarray(x) for x in as_args(source.workload.example_input) if isinstance(x, torch.Tensor)]
+        threads = place.settings.threads or 1
+        found = measured_latencies(ElasticSession(folder, threads=threads), inputs, place.name)
+        table = replace(table, latency={**table.latency, place.name: found})
     renew_table(folder, table)
     return table
+
+
+def predicted_on(table: Table, where: Iterable[Place], parts: Parts) -> Table:
+    """The table with what models of targets say; a target without one is told and left out."""
+    for place in where:
+        try:
+            if not isinstance(place, Device):
+                raise DeviceError(str(place.reason), place.how or "choose another target")
+            table = with_predictions(table, parts, place, ("latency",))
+        except DeviceError as error:
+            warnings.warn(f"no latencies of {place.name}: {error.message}", stacklevel=2)
+    return table
+
+
+def _runs_here(place: Place) -> bool:
+    """Whether elastic files can be run on a target: they are ONNX Runtime's, on this machine."""
+    return isinstance(place, Device) and place.runtime == "onnxruntime" and device_status(place).status == "measured"
 
 
 def prove(source: ElasticSource, folder: Path) -> Parity:

@@ -63,7 +63,7 @@ def train(name: str, epochs: int | None, output: Path, seed: int = 0) -> Path:
         result.elastic.model, workload, result.table, Configurations(result.elastic, result.table, result.statistics)
     )
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
-        result.table = export_and_measure(source, Path(temporary), places("cpu"), "auto")
+        result.table = export_and_measure(source, Path(temporary), places("cpu"), "auto", result.parts)
     command = f"python -m secateur.verbs.train_elastic {name}" + (f" --epochs {epochs}" if epochs is not None else "")
     bundle: Bundle = result.save(output, force=True, command=command)
     shutil.rmtree(state, ignore_errors=True)

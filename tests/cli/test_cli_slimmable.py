@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from shell import Secateur
 
 from secateur.cli.app import app
 from secateur.cli.run import run
+from secateur.core.budget import Tolerance
 from secateur.core.bundle import Bundle
 from secateur.core.elastic.files import load_table
 from secateur.export.runtime import ElasticSession
+from secateur.verbs.select_elastic import select_elastic, write_selection
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,48 @@ def test_select_answers_with_widths(made: Path, secateur: Secateur) -> None:
     assert "encoder1" in secateur("select", made, "--budget", "latency<=1s").out
 
 
+def test_another_target_is_predicted_and_said_to_be(made: Path, secateur: Secateur) -> None:
+    for budget, kind in (("latency<=60%", "latency_ms"), ("energy<=60%", "energy_mj")):
+        done = secateur("select", made, "--target", "fpga:zcu102", "--budget", budget, "--json")
+        assert done.code in (0, 3), done.err
+        assert done.document["expected"][kind] > 0
+        assert done.document["target"] == "fpga:zcu102"
+        assert done.document["expected"]["predicted"] is (kind == "latency_ms")
+    assert secateur("select", made, "--budget", "flops<=60%", "--json").document["expected"]["predicted"] is False
+    shown = secateur("select", made, "--target", "fpga:zcu102", "--budget", "latency<=1s").out
+    assert "latency on fpga:zcu102, predicted" in shown
+    assert "measured" not in shown
+
+
+def test_a_target_of_ones_own_file(made: Path, folder: Path, secateur: Secateur) -> None:
+    (folder / "mine.yaml").write_text(
+        "name: my-npu\nkind: fpga\ntitle: mine\nruntime: onnxruntime\n"
+        "compute: {value: 1 GFLOP/s, source: guess}\nbandwidth: {value: 1 GB/s, source: guess}\n"
+        "energy_per_mac: {value: 1 nJ, source: guess}\nenergy_per_byte: {value: 1 pJ, source: guess}\n"
+        "latency: {model: roofline, use: 1.0, operator: 1 us}\n"
+    )
+    done = secateur("select", made, "--target", "mine.yaml", "--budget", "energy<=1J,latency<=1s", "--json")
+    assert done.code == 0, done.err
+    assert done.document["target"] == "my-npu"
+    macs = done.document["expected"]["flops"] / 2
+    assert done.document["expected"]["energy_mj"] == pytest.approx(1e3 * macs * 1e-9, rel=0.1)  # traffic adds little
+
+
+def test_targets_of_a_run_are_measured_or_predicted(folder: Path, secateur: Secateur) -> None:
+    """The elastic files run here and nowhere else: what is not this machine is never measured in its name."""
+    options = ("--method", "slimmable", "--widths", "0.5,1", "--epochs", "0", "-o", "both")
+    done = secateur("compress", "toys:pair", *options, "--target", "cpu,mobile:raspberry-pi-5")
+    assert done.code == 0, done.err
+    table = load_table(folder / "both" / "elastic.json")
+    assert {name: each.source for name, each in table.latency.items()} == {
+        "cpu": "measured", "mobile:raspberry-pi-5": "predicted"
+    }  # fmt: skip
+    assert list(table.energy) == ["mobile:raspberry-pi-5"]
+    session = ElasticSession(folder / "both" / "elastic", target="mobile:raspberry-pi-5")
+    energy = session.controller.pick().costs["energy"]
+    assert not session.controller.pick(budget_mj=0.01 * energy).met
+
+
 def test_a_budget_below_the_smallest_offers_it_and_exits_with_3(made: Path, secateur: Secateur) -> None:
     done = secateur("select", made, "--budget", "flops<=1%", "--json")
     assert done.code == 3
@@ -83,6 +128,30 @@ def test_the_choice_becomes_a_static_bundle(made: Path, folder: Path, secateur: 
     again.refused(2, "small is static; choose among its 1 point")
 
 
+def test_tasks_that_are_left_out_are_not_in_the_static_bundle(made: Path, folder: Path, secateur: Secateur) -> None:
+    done = secateur("select", made, "--budget", "flops<=60%", "--tasks", "kind", "-o", "one", "--json")
+    assert done.code == 0, done.err
+    manifest = Bundle.open(folder / "one").manifest
+    assert [task.name for task in manifest.tasks] == ["kind"]
+    assert list(manifest.point.metrics) == ["kind"]
+    assert manifest.point.costs.flops == done.document["expected"]["flops"]
+    assert manifest.point.costs.params == done.document["expected"]["params"]
+    assert secateur("verify", "one").code == 0
+
+
+def test_a_floor_that_the_test_split_does_not_keep_is_told_and_exits_with_3(made: Path, folder: Path) -> None:
+    bundle = Bundle.open(made)
+    chosen = select_elastic(bundle, "flops<=60%", floors=Tolerance.parse("depth=99%"))
+    assert chosen.met
+    written = write_selection(replace(chosen, floors={"depth": -2.0}), folder / "small")
+    assert not written.met
+    assert written.error is not None
+    assert written.error.exit_code == 3
+    assert "depth:" in written.error.message
+    assert "where a drop of -200% is allowed" in written.error.message
+    assert Bundle.open(folder / "small").manifest.budget_met is False
+
+
 def test_elastic_files_can_be_written_elsewhere(made: Path, folder: Path, secateur: Secateur) -> None:
     done = secateur("export", made, "--to", "elastic", "-o", "device", "--json")
     assert done.code == 0, done.err
@@ -96,8 +165,9 @@ def test_elastic_files_can_be_written_elsewhere(made: Path, folder: Path, secate
         (("--budget", "flops<=60%", "--prefer", "dept=2"), 'no task "dept"'),
         (("--budget", "flops<=60%", "--prefer", "depth=-1"), 'the weight of "depth" is -1'),
         (("--budget", "flops<=60%", "--tasks", "edges"), 'no task "edges"'),
-        (("--budget", "latency<=8ms", "--target", "fpga:zcu102"), 'no latencies of "fpga:zcu102"'),
-        (("--budget", "energy<=8mJ"), "no figures of energy"),
+        (("--budget", "flops<=60%", "--target", "fpga:zcu1"), 'unknown target "fpga:zcu1"'),
+        (("--budget", "latency<=8ms", "--target", "fpga:edge-moe"), "predicted from the routing of a whole workload"),
+        (("--budget", "energy<=8mJ"), "cpu tells no energy"),
         (("--budget", "flops<=60%", "--objective", "best"), "unknown objective"),
     ],
 )

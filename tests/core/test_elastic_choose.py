@@ -15,7 +15,7 @@ from secateur.core.elastic.choose import OBJECTIVES
 from secateur.core.elastic.table import Table
 from secateur.core.errors import BudgetError
 
-ALL = ("flops", "params", "size", "memory", "latency")
+ALL = ("flops", "params", "size", "memory", "latency", "energy")
 
 
 def scaled(table: Table, task: str, row: int, d: int) -> float:
@@ -33,7 +33,8 @@ def cost(table: Table, kind: str, row: int, chosen: dict[str, int]) -> float:
     if kind == "memory":
         peak = max(table.costs["activations"].decoders[t][row, d] for t, d in chosen.items())
         return cost(table, "size", row, chosen) + max(peak, table.costs["activations"].shared[row])
-    figures = table.latency["cpu"].figures if kind == "latency" else table.costs[kind]
+    on_target = {"latency": table.latency["cpu"].figures, "energy": table.energy["cpu"]}
+    figures = {**table.costs, **on_target}[kind]
     return figures.shared[row] + sum(figures.decoders[t][row, d] for t, d in chosen.items())
 
 
@@ -154,7 +155,7 @@ def test_many_tasks_are_chosen_by_thresholds_with_the_same_minimax(
         (Wish(prefer={"depth": math.nan}), "the weight of"),
         (Wish(prefer={"depth": 0, "edges": 0}), "every task has the weight 0"),
         (Wish(floors={"dept": 0.1}), "no task"),
-        (Wish({"energy": 1.0}), "no figures of energy"),
+        (Wish({"joy": 1.0}), "no figures of joy"),
         (Wish(objective="best"), "unknown objective"),  # type: ignore[arg-type]
     ],
 )
@@ -163,9 +164,10 @@ def test_wishes_that_make_no_sense_are_refused(wish: Wish, words: str) -> None:
         Chooser(random_table()).pick(wish)
 
 
-def test_a_target_without_latencies_is_named() -> None:
-    with pytest.raises(BudgetError, match='no latencies of "fpga:zcu102"'):
-        Chooser(random_table(), target="fpga:zcu102").pick(Wish({"latency": 8.0}))
+@pytest.mark.parametrize("kind", ["latency", "energy"])
+def test_a_target_without_figures_is_named(kind: str) -> None:
+    with pytest.raises(BudgetError, match=f'no figures of {kind} on "fpga:zcu102"'):
+        Chooser(random_table(), target="fpga:zcu102").pick(Wish({kind: 8.0}))
 
 
 def test_only_the_given_rows_are_chosen_among() -> None:

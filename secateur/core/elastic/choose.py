@@ -36,7 +36,7 @@ class Wish:
     """What is asked for.
 
     Args:
-        limits: kind (`flops`, `params`, `size`, `memory`, `latency`) → at most so much, in base units.
+        limits: kind (`flops`, `params`, `size`, `memory`, `latency`, `energy`) → at most so much, in base units.
         prefer: weights of tasks; 1 for those that are not named.
         floors: task → relative loss of its metric, against the original, that is allowed at most.
         objective: `chebyshev`, `paper` (the same under the paper's rule) or `sum`.
@@ -66,7 +66,7 @@ class Chooser:
     """Choices among a table's configurations; immutable, so that threads may share it.
 
     Args:
-        target: whose latency counts.
+        target: whose latency and energy count.
         tasks: those that run, all by default; the decoders of others cost nothing.
         rows: of the table to choose among, all by default.
     """
@@ -110,8 +110,7 @@ class Chooser:
         peak = [table.costs["activations"].shared[row]]
         peak += [table.costs["activations"].decoders[task][row, index] for task, index in decoders.items()]
         costs["memory"] = costs["size"] + table.memory_margin * float(max(peak))
-        if self.target in table.latency:
-            costs["latency"] = table.latency[self.target].figures.of(row, decoders)
+        costs |= {kind: figures.of(row, decoders) for kind, figures in self._on_target().items()}
         metrics = {task: float(table.metrics[task][row, index]) for task, index in decoders.items()}
         return Choice(row, dict(decoders), table.configuration(row, decoders), met, costs, metrics, utility)
 
@@ -130,15 +129,13 @@ class Chooser:
         _known(self.table, tuple(wish.floors))
         if wish.objective not in OBJECTIVES:
             raise BudgetError(f'unknown objective "{wish.objective}"', f"choose one of: {', '.join(OBJECTIVES)}")
-        if "latency" in wish.limits and self.target not in self.table.latency:
-            known = ", ".join(self.table.latency) or "none"
-            raise BudgetError(
-                f'the bundle has no latencies of "{self.target}"',
-                f"it has those of: {known}; compress with --target {self.target}, or limit flops",
-            )
         for kind in wish.limits:
-            if kind not in (*ADDITIVE, "memory", "latency"):
-                raise BudgetError(f"an elastic model has no figures of {kind}", "limit flops, latency or memory")
+            if kind not in self._kinds():
+                known = ", ".join(self.table.energy if kind == "energy" else self.table.latency) or "none"
+                raise BudgetError(
+                    f'the table has no figures of {kind} on "{self.target}"',
+                    f"it has those of: {known}; compress with --target {self.target}, or limit flops",
+                )
 
     # --- all combinations -------------------------------------------------------------------------------------------
 
@@ -212,13 +209,16 @@ class Chooser:
     # --- figures of combinations ------------------------------------------------------------------------------------
 
     def _figures(self) -> dict[str, Figures]:
-        found = dict(self.table.costs)
-        if self.target in self.table.latency:
-            found["latency"] = self.table.latency[self.target].figures
-        return found
+        return {**self.table.costs, **self._on_target()}
+
+    def _on_target(self) -> dict[str, Figures]:
+        """Those of `latency` and `energy` that the table has of the target."""
+        latency, energy = self.table.latency.get(self.target), self.table.energy.get(self.target)
+        found = {"latency": latency.figures if latency else None, "energy": energy}
+        return {kind: figures for kind, figures in found.items() if figures is not None}
 
     def _kinds(self) -> list[str]:
-        return [*ADDITIVE, "memory", *(["latency"] if self.target in self.table.latency else [])]
+        return [*ADDITIVE, "memory", *self._on_target()]
 
     def _part(self, figures: Figures) -> Figures:
         return Figures(figures.shared[self._rows], {t: figures.decoders[t][self._rows] for t in self.tasks})

@@ -64,8 +64,9 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Milliseconds on one target. `error_pct`: the 90th percentile of |predicted - measured| / measured over
-    configurations that the table was not made from; None where that was not tried."""
+    """Milliseconds on one target. `error_pct`: of measured ones the 90th percentile of |sum - measured| / measured over
+    configurations that the table was not made from, None where that was not tried; of predicted ones the error that
+    the target's model states. `machine`: what was measured, or what the model is made from."""
 
     figures: Figures
     source: str
@@ -111,6 +112,7 @@ class Table:
         costs: figures of `flops`, `params`, `size`, and `activations` (bytes; decoders combine by maximum).
         memory_margin: factor on the activations that makes them an upper bound where decoders run interleaved.
         latency: target → milliseconds.
+        energy: target → millijoules, always predicted.
         exported: rows that the exported files can run.
         notes: how the table was made: evaluations, error of the predictor, violations of monotonicity.
     """
@@ -125,6 +127,7 @@ class Table:
     original: Original
     memory_margin: float = 1.0
     latency: Mapping[str, LatencyTable] = field(default_factory=dict)
+    energy: Mapping[str, Figures] = field(default_factory=dict)
     exported: tuple[int, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,6 +147,11 @@ class Table:
             for index, stage in enumerate(self.stages)
             if stage.tasks == (task,) and not is_shared(stage, self.tasks)
         )
+
+    @property
+    def full(self) -> tuple[int, dict[str, int]]:
+        """Row and decoder widths of the largest configuration."""
+        return int(self.costs["flops"].shared.argmax()), {task: len(each) - 1 for task, each in self.decoders.items()}
 
     @property
     def configurations(self) -> int:
@@ -184,6 +192,7 @@ class Table:
             "original": asdict(self.original),
             "memory_margin": self.memory_margin,
             "latency": {target: table.as_json() for target, table in self.latency.items()},
+            "energy": {target: figures.as_json() for target, figures in self.energy.items()},
             "exported": list(self.exported),
             "notes": dict(self.notes),
         }
@@ -209,6 +218,7 @@ class Table:
                 original=Original(**document["original"]),
                 memory_margin=float(document["memory_margin"]),
                 latency={target: LatencyTable.from_json(each) for target, each in document["latency"].items()},
+                energy={target: Figures.from_json(each) for target, each in document.get("energy", {}).items()},
                 exported=tuple(map(int, document["exported"])),
                 notes=document["notes"],
             )
@@ -219,12 +229,12 @@ class Table:
 
     def _check(self) -> None:
         """Raise ValueError unless all arrays have the shapes that the stages imply."""
-        figures = {**self.costs, **{target: each.figures for target, each in self.latency.items()}}
+        figures = [*self.costs.values(), *(each.figures for each in self.latency.values()), *self.energy.values()]
         if self.rows.shape != (len(self.rows), len(self.shared)) or not len(self.rows):
             raise ValueError("rows do not fit the shared stages")
         for task, chosen in self.decoders.items():
             shape = (len(self.rows), len(chosen))
-            arrays = [self.metrics[task], self.fitted[task], *(each.decoders[task] for each in figures.values())]
+            arrays = [self.metrics[task], self.fitted[task], *(each.decoders[task] for each in figures)]
             if chosen.shape[1] != len(self.decoder(task)) or any(array.shape != shape for array in arrays):
                 raise ValueError(f"the arrays of {task} do not fit its decoder")
         for stages, chosen in [(self.shared, self.rows), *((self.decoder(t), d) for t, d in self.decoders.items())]:
