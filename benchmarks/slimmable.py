@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.compress import pagcp
-from secateur.compress.finetune import Recipe, finetune
+from secateur.compress.finetune import finetune
 from secateur.compress.journal import Journal
 from secateur.compress.slimmable import Settings, load_elastic, slim
 from secateur.compress.slimmable.costs import Costing
@@ -116,8 +116,8 @@ def separate(
     names = list(space.channels(space.largest))
     sort_channels(model, space.groups, names, workload.example_input, workload.task_names, settings.order)
     space.channel_map(at).apply(model)
-    recipe = Recipe(settings.epochs, settings.lr, settings.weight_decay, settings.output_distillation, settings.clip)
-    finetune(model, workload, recipe, seed=seed, label="separate", journal=Journal(None, {}, resume=False))
+    recipe, journal = settings.recipe(settings.epochs), Journal(None, {}, resume=False)
+    finetune(model, workload, recipe, seed=seed, label="separate", journal=journal)
     return evaluate(model, workload.test, workload.tasks)
 
 

@@ -206,11 +206,18 @@ def cut_model(bundle: Bundle, factory: Callable[[], nn.Module], number: int) -> 
         BundleError: as `load_model`.
     """
     model = copy.deepcopy(factory())
-    _read_channel_map(bundle.checked_file(bundle.manifest.points[number].channels)).apply(model)
+    channel_map_of(bundle, number).apply(model)
     return model
 
 
-def _read_channel_map(path: Path) -> ChannelMap:
+def channel_map_of(bundle: Bundle, point: int | None = None) -> ChannelMap:
+    """How a point of a bundle, the chosen one by default, was cut from the user's model.
+
+    Raises:
+        BundleError: a changed or damaged file.
+    """
+    points = bundle.manifest.points
+    path = bundle.checked_file(points[bundle.manifest.chosen if point is None else point].channels)
     try:
         return ChannelMap.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from secateur.compress.channel_map import Index, tensor_aliases
+from secateur.compress.channel_map import ChannelMap, Index, tensor_aliases
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.core.errors import BudgetError
 
@@ -54,11 +54,14 @@ class ElasticModel(nn.Module):
         model: of the traced class, channels sorted; its parameters are those that are trained.
         private: give normalisation layers with running statistics a set of parameters and statistics for each of
             their widths ("switchable"), instead of shared parameters and recalibrated statistics.
+        base: how the model itself was cut from the user's, where it was pruned before.
     """
 
-    def __init__(self, model: nn.Module, space: Space, *, private: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, space: Space, *, private: bool = False, base: ChannelMap | None = None
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.base = model, base or ChannelMap()
         self.private = nn.ModuleDict()
         self._space = [space]  # in a list, so that copies and moves of the module leave it alone
         self._skeletons: OrderedDict[Configuration, nn.Module] = OrderedDict()

@@ -18,10 +18,10 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.compress.channel_map import tensor_aliases
-from secateur.compress.compressed import Compressed, CompressedPoint, load_model
+from secateur.compress.channel_map import ChannelMap, tensor_aliases
+from secateur.compress.compressed import Compressed, CompressedPoint, channel_map_of, load_model
 from secateur.compress.dataflow import trace
 from secateur.compress.slimmable.alone import others_out
 from secateur.compress.slimmable.costs import Costing, joined, parts_of
@@ -162,7 +162,8 @@ def load_elastic(bundle: Bundle, workload: Workload) -> tuple[ElasticModel, Tabl
             if name not in groups or groups[name].channels != counts[-1] or not groups[name].prunable:
                 raise BundleError(f'the model has no channel group "{name}" of {counts[-1]}', "load its own workload")
     private = PRIVATE in bundle.manifest.files
-    elastic = ElasticModel(model, Space(groups, table.tasks, table.stages), private=private)
+    space = Space(groups, table.tasks, table.stages)
+    elastic = ElasticModel(model, space, private=private, base=channel_map_of(bundle))
     if private:
         elastic.private.load_state_dict(dict(_tensors(bundle, PRIVATE)))
     return elastic, table, dict(_tensors(bundle, STATISTICS))
@@ -176,17 +177,23 @@ def _tensors(bundle: Bundle, name: str) -> Iterator[tuple[str, Tensor]]:
         raise BundleError(f"{path} is damaged: {error}", "copy the bundle again") from error
 
 
-def static_point(
-    elastic: ElasticModel, at: Configuration, statistics: Statistics, workload: Workload, before: Mapping[str, float]
+def static_model(
+    elastic: ElasticModel, at: Configuration, statistics: Statistics, workload: Workload
+) -> tuple[nn.Module, ChannelMap]:
+    """One configuration as a static model of the user's class, and how it is cut from the user's model. Modules that
+    only other tasks than the workload's need are taken out."""
+    model, channels = elastic.static(at, statistics), elastic.base.then(elastic.space.channel_map(at))
+    if set(workload.task_names) == set(elastic.space.tasks):
+        return model, channels
+    out = others_out(model, elastic.space, traced_inputs(workload), workload.tasks)
+    out.apply(model)
+    return model, channels.then(out)
+
+
+def judged_point(
+    model: nn.Module, channels: ChannelMap, workload: Workload, before: Mapping[str, float]
 ) -> CompressedPoint:
-    """One configuration as a static model, evaluated for real on the test split. Modules that only other tasks than
-    the workload's need are taken out."""
-    model, channels = elastic.static(at, statistics), elastic.space.channel_map(at)
-    if set(workload.task_names) != set(elastic.space.tasks):
-        out = others_out(model, elastic.space, traced_inputs(workload), workload.tasks)
-        out.apply(model)
-        channels = channels.then(out)
+    """A static model as a point, evaluated for real on the test split."""
     metrics = evaluate(model, workload.test, workload.tasks, "confirming")
     costs = count(model, workload.example_input, workload.task_names).costs
-    delta = delta_mtl(workload.tasks, before, metrics)
-    return CompressedPoint(model, channels, costs, metrics, delta)
+    return CompressedPoint(model, channels, costs, metrics, delta_mtl(workload.tasks, before, metrics))

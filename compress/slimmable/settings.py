@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur.compress.slimmable.stages import WIDTHS, Rule
+from secateur.compress.training.recipe import Recipe
 from secateur.core.errors import BudgetError
 
 
@@ -66,6 +67,12 @@ class Settings:
             if getattr(self, name) < 0:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give 0 or more")
         _ = self.rule
+
+    def recipe(self, epochs: int) -> Recipe:
+        """How one configuration is fine-tuned by itself: as all of them are trained together."""
+        return Recipe(
+            epochs, self.lr, self.weight_decay, self.output_distillation, self.clip, self.ema_decay, self.warmup
+        )
 
     @property
     def rule(self) -> Rule:

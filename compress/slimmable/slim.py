@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.compressed import CompressedPoint
@@ -24,7 +26,7 @@ from secateur.compress.pagcp.sensitivity import gradients
 from secateur.compress.slimmable.distributed import WorkerDone, first_then_others, process_group
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.features import find_features
-from secateur.compress.slimmable.result import Elastic, collect_statistics, traced_inputs
+from secateur.compress.slimmable.result import Elastic, collect_statistics, judged_point, traced_inputs
 from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.sort import sort_channels
 from secateur.compress.slimmable.space import Space
@@ -34,8 +36,16 @@ from secateur.core.budget import Budget, Tolerance
 from secateur.core.costs import Costs
 from secateur.core.predict import check, evaluate
 from secateur.core.seeds import seed_everything
-from secateur.core.task import Workload, delta_mtl
+from secateur.core.task import Workload
 from secateur.profiles.count import count
+
+
+@dataclass(frozen=True)
+class Start:
+    """A compressed model, and how it was cut from the workload's own one."""
+
+    model: nn.Module
+    channels: ChannelMap
 
 
 def slim(
@@ -45,10 +55,13 @@ def slim(
     seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
+    start: Start | None = None,
 ) -> Elastic:
     """Make a workload's model elastic. The workload's own model is not changed.
 
     Args:
+        start: the model that is made elastic, where it is the workload's own one compressed; figures still refer to
+            that.
         state: folder in which finished epochs and evaluations are kept; a killed run resumes from it and ends in the
             same result.
 
@@ -59,10 +72,11 @@ def slim(
     started, settings = time.monotonic(), settings or Settings()
     check(workload)
     seed_everything(seed)
-    elastic, stayed = _elastic(workload, settings)
+    start = start or Start(workload.model, ChannelMap())
+    elastic, stayed = _elastic(workload, settings, start)
     features = find_features(elastic.space, traced_inputs(workload))
     with process_group() as (rank, world):
-        identity = _identity(workload, settings, seed)
+        identity = _identity(start.model, settings, seed)
         journal = first_then_others(rank, world, lambda again: Journal(state, identity, resume=resume or again))
         curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
     if rank > 0:
@@ -84,9 +98,9 @@ def slim(
     )  # fmt: skip
 
 
-def _elastic(workload: Workload, settings: Settings) -> tuple[ElasticModel, list[str]]:
+def _elastic(workload: Workload, settings: Settings, start: Start) -> tuple[ElasticModel, list[str]]:
     """The model with sorted channels, elastic but not trained yet; and the groups whose order had to stay."""
-    model, inputs = copy.deepcopy(workload.model).eval(), traced_inputs(workload)
+    model, inputs = copy.deepcopy(start.model).eval(), traced_inputs(workload)
     groups = trace(model, inputs, workload.task_names)
     space = Space.of(groups, workload.task_names, settings.rule)
     slopes = None
@@ -95,7 +109,7 @@ def _elastic(workload: Workload, settings: Settings) -> tuple[ElasticModel, list
         slopes = gradients(model, batches, workload.tasks)
     names = list(space.channels(space.largest))
     stayed = sort_channels(model, groups, names, inputs, workload.task_names, settings.order, slopes)
-    return ElasticModel(model, space, private=settings.private_norms), stayed
+    return ElasticModel(model, space, private=settings.private_norms, base=start.channels), stayed
 
 
 def _full_width(judge: Judge) -> tuple[CompressedPoint, Costs, dict[str, float]]:
@@ -106,13 +120,7 @@ def _full_width(judge: Judge) -> tuple[CompressedPoint, Costs, dict[str, float]]
             elastic.model.get_buffer(name).copy_(tensor)
     costs = count(workload.model, workload.example_input, workload.task_names).costs
     before = evaluate(workload.model, workload.test, workload.tasks, "evaluating")
-    model = elastic.static(elastic.space.largest)
-    metrics = evaluate(model, workload.test, workload.tasks, "evaluating")
-    return (
-        CompressedPoint(model, ChannelMap(), costs, metrics, delta_mtl(workload.tasks, before, metrics)),
-        costs,
-        before,
-    )
+    return judged_point(elastic.static(elastic.space.largest), elastic.base, workload, before), costs, before
 
 
 @torch.no_grad()
@@ -121,10 +129,10 @@ def _round_to_half(elastic: ElasticModel) -> None:
         tensor.copy_(tensor.half())
 
 
-def _identity(workload: Workload, settings: Settings, seed: int) -> dict[str, Any]:
+def _identity(model: nn.Module, settings: Settings, seed: int) -> dict[str, Any]:
     """What makes this run another run: everything that its result depends on."""
     digest = hashlib.sha256()
-    for name, tensor in workload.model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {"method": "slimmable", "seed": seed, "settings": settings.as_json(), "model": digest.hexdigest()}

@@ -88,14 +88,15 @@ def compress(
             "--paper": paper,
             "--remove-dead": remove_dead,
             "--front": front,
-            "--set": more,
+            "--tasks": tasks,
+            "--top-k": top_k,
         }
         refuse_options(refused)
         return slimmed(
             partial(_resumable, context),
             partial(
-                slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, targets=target,
-                seed=seed, resume=resume, force=force,
+                slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, more=more,
+                targets=target, seed=seed, resume=resume, force=force,
             ),
         )  # fmt: skip
     if method in EXPERT_METHODS:

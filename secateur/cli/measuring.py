@@ -49,6 +49,9 @@ def select(
     objective: Annotated[
         str, typer.Option("--objective", help="Of an elastic bundle: chebyshev, paper or sum.")
     ] = "chebyshev",
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=0, help="Of an elastic bundle, with -o: fine-tune the choice by itself.")
+    ] = 0,
     workload: WorkloadOption = None,
     force: Force = False,
 ) -> Answer:
@@ -57,12 +60,14 @@ def select(
     from secateur.core.elastic.files import is_elastic, read_table
 
     opened = bundle_of(bundle)
+    if epochs and output is None:
+        raise typer.BadParameter("what is fine-tuned must be written: give -o as well", param_hint="--epochs")
     if is_elastic(opened):
         return select_widths(
             opened, budget, target, weights, tasks=tasks, drop=drop, objective=objective, workload=workload,
-            output=output, force=force, command=typed(context),
+            output=output, epochs=epochs, force=force, command=typed(context),
         )  # fmt: skip
-    if tasks is not None or drop or objective != "chebyshev":
+    if tasks is not None or drop or epochs or objective != "chebyshev":
         read_table(opened)  # says that the bundle is static
     from secateur.cli.tables import show_bundle, show_selection
     from secateur.verbs.benchmark import Benchmark

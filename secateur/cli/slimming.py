@@ -51,20 +51,22 @@ def slim_work(
     widths: str | None,
     layout: str,
     epochs: int | None,
+    more: Sequence[str],
     targets: Sequence[str],
     seed: int,
     resume: bool,
     force: bool,
 ) -> Bundle:
-    """Make a workload's model elastic, into a bundle."""
+    """Make a workload's model, or what a bundle holds of one, elastic, into a bundle."""
     from secateur.verbs.slim import settings_of, slim_to_bundle
-    from secateur.verbs.sources import find_workload
+    from secateur.verbs.sources import find_workload, looks_like_bundle
 
-    found = find_workload(workload)
+    found = workload if looks_like_bundle(workload) else find_workload(workload)
+    name = Path(found).name if isinstance(found, str) else found.name
     return slim_to_bundle(
-        found, output or RUNS / f"{file_name(found.name)}-slimmable",
-        settings=settings_of(None, _shares(widths), epochs), targets=targets, layout=layout, seed=seed, resume=resume,
-        force=force, command=command,
+        found, output or RUNS / f"{file_name(name)}-slimmable",
+        settings=settings_of(None, _shares(widths), epochs, more), targets=targets, layout=layout, seed=seed,
+        resume=resume, force=force, command=command,
     )  # fmt: skip
 
 
@@ -88,6 +90,7 @@ def select_widths(
     objective: str,
     workload: str | None,
     output: Path | None,
+    epochs: int,
     force: bool,
     command: str,
 ) -> Answer:
@@ -101,7 +104,7 @@ def select_widths(
         bundle, list(budget), target, prefer, tasks=running, floors=floors, objective=objective,  # type: ignore[arg-type]
     )  # fmt: skip
     if output is not None:
-        selection = write_selection(selection, output, workload, force=force, command=command)
+        selection = write_selection(selection, output, workload, epochs=epochs, force=force, command=command)
     return Answer(selection.as_json(), lambda console: _show(console, selection), selection.error)
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
 
 from secateur.compress import pagcp
 from secateur.compress.compressed import Compressed
@@ -19,6 +15,7 @@ from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
+from secateur.verbs.changes import changes
 from secateur.verbs.sources import AnyWorkload, find_workload
 
 AnyBudget = str | Iterable[str] | Budget | None
@@ -106,28 +103,12 @@ def settings_of(
     settings = settings.published() if paper else settings
     if front is not None and rounds is not None:
         raise BudgetError("both --front and --rounds are given", "each point of a front is a round: leave out --rounds")
-    changes = dict(_parsed(each) for each in more)
-    changes |= {"epochs": epochs} if epochs is not None else {}
-    changes |= {"rounds": rounds} if rounds is not None else {}
-    changes |= {"front": tuple(map(_share, front.split(",")))} if front is not None else {}
-    changes |= {"remove_dead": True} if remove_dead else {}
-    return replace(settings, **changes)
-
-
-def _parsed(text: str) -> tuple[str, Any]:
-    """(field of `Settings`, value) of "name=value"; values are written as in JSON, words without quotes."""
-    name, _, value = text.partition("=")
-    kinds = get_type_hints(Settings)
-    if name not in kinds:
-        raise BudgetError(f'no setting "{name}"', f"the settings are: {', '.join(kinds)}")
-    try:
-        found = json.loads(value)
-    except ValueError:
-        found = value
-    try:
-        return name, TypeAdapter(kinds[name]).validate_python(found)
-    except ValidationError as error:
-        raise BudgetError(f'setting {name}: "{value}" does not fit', error.errors()[0]["msg"]) from error
+    found = changes(Settings, more)
+    found |= {"epochs": epochs} if epochs is not None else {}
+    found |= {"rounds": rounds} if rounds is not None else {}
+    found |= {"front": tuple(map(_share, front.split(",")))} if front is not None else {}
+    found |= {"remove_dead": True} if remove_dead else {}
+    return replace(settings, **found)
 
 
 def _share(text: str) -> float:

@@ -79,6 +79,7 @@ def select(
     objective: Objective = "chebyshev",
     workload: AnyWorkload | None = None,
     output: str | os.PathLike[str] | None = None,
+    epochs: int = 0,
     force: bool = False,
     command: str = "",
 ) -> Selection | ElasticSelection:
@@ -87,20 +88,23 @@ def select(
 
     Args:
         tasks, floors, objective: of elastic models only.
+        epochs: of elastic bundles only, with an output: of fine-tuning the choice by itself.
     """
     if isinstance(bundle, Elastic):
         return select_elastic(
             bundle, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
         )
     opened = open_bundle(bundle)
-    if not is_elastic(opened) and tasks is None and floors is None and objective == "chebyshev":
+    if not is_elastic(opened) and tasks is None and floors is None and objective == "chebyshev" and not epochs:
         return select_point(
             opened, budget, target, prefer, workload=workload, output=output, force=force, command=command
         )
     chosen = select_elastic(
         opened, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
     )
-    return chosen if output is None else write_selection(chosen, output, workload, force=force, command=command)
+    if output is None:
+        return chosen
+    return write_selection(chosen, output, workload, epochs=epochs, force=force, command=command)
 
 
 def select_point(

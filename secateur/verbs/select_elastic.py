@@ -187,11 +187,15 @@ def write_selection(
     output: str | os.PathLike[str],
     workload: Workload | str | None = None,
     *,
+    epochs: int = 0,
     force: bool = False,
     command: str = "",
 ) -> ElasticSelection:
     """Write the chosen widths as a static bundle: cut, statistics recalibrated, evaluated on test data, exported and
     measured; the decoders of tasks that do not run are taken out.
+
+    Args:
+        epochs: of fine-tuning the choice by itself, with the original as teacher.
 
     Returns:
         the selection with the new bundle; where that contradicts the table, the selection is not met.
@@ -209,7 +213,7 @@ def write_selection(
     check_output(path, force)
     check_state(path, force=force)
     found = workload_of(bundle, workload)
-    point = _point(selection, found)
+    point, curves = _point(selection, found, epochs)
     found, before = found.select_tasks(selection.choice.decoders), costs_of(manifest.before)
     misses = [
         *selection.budget.misses(point.costs, before, selection.figures), *_missed_floors(selection, found, point),
@@ -217,7 +221,7 @@ def write_selection(
     result = Compressed(
         found, "slimmable", selection.budget, Tolerance(1.0, tuple(selection.floors.items())), [point], 0, before,
         {task: manifest.metrics_before[task] for task in found.task_names}, misses,
-        {"groups": [], "sequences": [], "decisions": [], "fine_tuning": []}, {},
+        {"groups": [], "sequences": [], "decisions": [], "fine_tuning": curves}, {},
         manifest.settings | {"selected": selection.widths}, manifest.seed, 0.0, on_target=_judge(selection),
     )  # fmt: skip
     history = " && ".join(filter(None, (manifest.command, command)))
@@ -226,9 +230,13 @@ def write_selection(
     return replace(selection, bundle=written, misses=tuple(written.manifest.misses))
 
 
-def _point(selection: ElasticSelection, workload: Workload) -> CompressedPoint:
-    """The chosen widths as a static model of the tasks that run, evaluated."""
-    from secateur.compress.slimmable import Settings, load_elastic, static_point
+def _point(
+    selection: ElasticSelection, workload: Workload, epochs: int
+) -> tuple[CompressedPoint, list[dict[str, Any]]]:
+    """The chosen widths as a static model of the tasks that run, fine-tuned and evaluated; and the curve of that."""
+    from secateur.compress.finetune import finetune
+    from secateur.compress.journal import Journal
+    from secateur.compress.slimmable import Settings, judged_point, load_elastic, static_model
     from secateur.compress.slimmable.result import statistics_at
     from secateur.compress.slimmable.tabulate import Judge
 
@@ -236,11 +244,16 @@ def _point(selection: ElasticSelection, workload: Workload) -> CompressedPoint:
     assert bundle is not None
     elastic, _, kept = load_elastic(bundle, workload)
     statistics = statistics_at(kept, elastic.space, choice.row, choice.decoders)
+    settings, seed = Settings.from_json(bundle.manifest.settings), bundle.manifest.seed
     if statistics is None:
-        settings = Settings.from_json(bundle.manifest.settings)
-        statistics = Judge(elastic, workload, settings, bundle.manifest.seed).statistics(choice.configuration)
+        statistics = Judge(elastic, workload, settings, seed).statistics(choice.configuration)
     running = workload.select_tasks(choice.decoders)
-    return static_point(elastic, choice.configuration, statistics, running, bundle.manifest.metrics_before)
+    model, channels = static_model(elastic, choice.configuration, statistics, running)
+    curve = finetune(
+        model, running, settings.recipe(epochs), seed=seed, label="fine-tuning", journal=Journal(None, {}, resume=False)
+    )
+    point = judged_point(model.eval(), channels, running, bundle.manifest.metrics_before)
+    return point, [{"round": 0, **entry} for entry in curve]
 
 
 def _missed_floors(selection: ElasticSelection, workload: Workload, point: CompressedPoint) -> list[str]:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from secateur.compress import slimmable
-from secateur.compress.slimmable import Elastic, Settings, load_elastic
+from secateur.compress.compressed import Compressed, channel_map_of
+from secateur.compress.slimmable import Elastic, Settings, Start, load_elastic
 from secateur.compress.slimmable.export import Configurations
 from secateur.core.bundle import Bundle, changed_bundle, check_output
 from secateur.core.elastic import Choice, Table
@@ -46,17 +47,29 @@ from secateur.targets.device import Device
 from secateur.targets.elastic import measured_latencies
 from secateur.targets.elastic_predicted import with_predictions
 from secateur.targets.registry import device_status
+from secateur.verbs.changes import changes
 from secateur.verbs.measure import Place, places
 from secateur.verbs.report import FILE, content_of
-from secateur.verbs.sources import AnyBundle, AnyWorkload, find_workload, open_bundle, workload_of
+from secateur.verbs.sources import (
+    AnyBundle,
+    AnyWorkload,
+    compressed_model,
+    find_workload,
+    looks_like_bundle,
+    open_bundle,
+    workload_of,
+)
 from secateur.verbs.staging import check_state, finish
 
 FOLDER = "elastic"
 """Where a bundle keeps its elastic files."""
 
 
+AnyStart = AnyWorkload | AnyBundle | Compressed
+
+
 def slim(
-    workload: AnyWorkload,
+    workload: AnyStart,
     widths: Sequence[float] | None = None,
     *,
     epochs: int | None = None,
@@ -68,7 +81,8 @@ def slim(
     """Make a model elastic: one set of weights that runs at many widths.
 
     Args:
-        workload: or its reference: a built-in name or `package.module:function`.
+        workload: or its reference: a built-in name or `package.module:function`; or what compression made of one, in
+            memory or in a bundle: its chosen model is made elastic.
         widths: shares of the channels that stages can run at.
         epochs: of training, which starts from the workload's weights.
         settings: everything else that can be set; what is given by name goes above it.
@@ -77,27 +91,42 @@ def slim(
     Raises:
         BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
     """
-    folder = None if state is None else Path(state)
+    folder, (found, start) = None if state is None else Path(state), started_from(workload)
     result = slimmable.slim(
-        find_workload(workload), settings_of(settings, widths, epochs), seed=seed, state=folder, resume=resume
+        found, settings_of(settings, widths, epochs), seed=seed, state=folder, resume=resume, start=start
     )
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
-def settings_of(settings: Settings | None, widths: Sequence[float] | None, epochs: int | None) -> Settings:
-    """The settings of a run: what is given by name goes above what `settings` says."""
-    settings = settings or Settings()
-    return replace(
-        settings,
-        widths=settings.widths if widths is None else tuple(widths),
-        epochs=settings.epochs if epochs is None else epochs,
-    )
+def started_from(given: AnyStart) -> tuple[Workload, Start | None]:
+    """A workload, and the compressed model of it that is to be made elastic, where one was given."""
+    if isinstance(given, Compressed):
+        return given.workload, Start(given.model, given.point.channel_map)
+    if isinstance(given, Workload) or not looks_like_bundle(given):
+        return find_workload(given), None  # type: ignore[arg-type]
+    bundle = open_bundle(given)
+    workload = workload_of(bundle)
+    return workload, Start(compressed_model(bundle, workload), channel_map_of(bundle))
+
+
+def settings_of(
+    settings: Settings | None, widths: Sequence[float] | None, epochs: int | None, more: Iterable[str] = ()
+) -> Settings:
+    """The settings of a run: what is given by name goes above what `settings` says.
+
+    Args:
+        more: any field of `Settings`, as "name=value".
+    """
+    found = changes(Settings, more)
+    found |= {} if widths is None else {"widths": tuple(widths)}
+    found |= {} if epochs is None else {"epochs": epochs}
+    return replace(settings or Settings(), **found)
 
 
 def slim_to_bundle(
-    workload: AnyWorkload,
+    workload: AnyStart,
     output: str | os.PathLike[str],
     *,
     settings: Settings | None = None,
@@ -125,10 +154,10 @@ def slim_to_bundle(
     check_output(output, force)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     state = check_state(output, resume=resume or not first, force=force)
-    workload = find_workload(workload)
-    say(f"making {workload.name} elastic")
+    found, start = started_from(workload)
+    say(f"making {found.name} elastic")
     try:
-        result = slimmable.slim(workload, settings, seed=seed, state=state / "journal", resume=resume)
+        result = slimmable.slim(found, settings, seed=seed, state=state / "journal", resume=resume, start=start)
     except (BudgetError, ModelError, DataError):  # the same would come of it again
         shutil.rmtree(state, ignore_errors=True)
         raise
@@ -139,10 +168,10 @@ def slim_to_bundle(
             made = Path(temporary) / FOLDER
             made.mkdir()
             table = export_and_measure(source, made, where, layout, result.parts)
-            bundle = _with_files(bundle, table, made, workload)
+            bundle = _with_files(bundle, table, made, found)
     except (ExportError, ParityError) as error:
         warnings.warn(f"no elastic files, and nothing is measured: {error.message}", stacklevel=2)
-        bundle = _with_files(bundle, predicted_on(result.table, where, result.parts), None, workload)
+        bundle = _with_files(bundle, predicted_on(result.table, where, result.parts), None, found)
     return finish(bundle, output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,49 @@ def test_a_floor_that_the_test_split_does_not_keep_is_told_and_exits_with_3(made
     assert Bundle.open(folder / "small").manifest.budget_met is False
 
 
+def test_a_choice_is_fine_tuned_by_itself(made: Path, folder: Path, secateur: Secateur) -> None:
+    for name, more in (("plain", ()), ("tuned", ("--epochs", "2"))):
+        assert secateur("select", made, "--budget", "flops<=60%", "-o", name, *more).code == 0
+    plain, tuned = (Bundle.open(folder / name) for name in ("plain", "tuned"))
+    assert tuned.manifest.point.costs == plain.manifest.point.costs
+    assert tuned.manifest.point.metrics != plain.manifest.point.metrics
+    curve = json.loads(tuned.file("history.json").read_text())["fine_tuning"]
+    assert [each["epoch"] for each in curve] == [0, 1]
+    secateur("select", made, "--budget", "flops<=60%", "--epochs", "2").refused(2, "must be written")
+
+
+def test_a_pruned_model_is_made_elastic(finished: Path, folder: Path, secateur: Secateur) -> None:
+    """Figures refer to the original; the pruned model is the full width; every static choice is cut from the user's
+    own class in one step."""
+    options = ("--method", "slimmable", "--widths", "0.5,1", "--epochs", "0", "--set", "round_to=2")
+    assert secateur("compress", finished, *options, "-o", "both").code == 0
+    pruned, both = Bundle.open(finished).manifest, Bundle.open(folder / "both")
+    assert both.manifest.point.costs == pruned.points[pruned.chosen].costs
+    assert both.manifest.before == pruned.before
+    assert both.manifest.metrics_before == pytest.approx(pruned.metrics_before)
+    table = load_table(folder / "both" / "elastic.json")
+    assert table.original.flops == pruned.before.flops > table.costs["flops"].of(*table.full)
+    done = secateur("select", "both", "--budget", "flops<=35%", "-o", "small", "--json")
+    assert done.code == 0, done.err
+    assert Bundle.open(folder / "small").manifest.point.costs.flops == done.document["expected"]["flops"]
+    for name in ("both", "small"):
+        assert secateur("verify", name).code == 0
+    assert secateur("export", "both", "--to", "elastic", "-o", "device").code == 0
+    again = secateur("compress", "small", *options, "-o", "third")
+    assert again.code == 0, again.err
+
+
+def test_settings_by_name(folder: Path, secateur: Secateur) -> None:
+    options = ("--method", "slimmable", "--widths", "0.5,1", "--epochs", "0", "-o", "own")
+    assert secateur("compress", "toys:pair", *options, "--set", "per_group=true", "--set", "order=taylor").code == 0
+    assert Bundle.open(folder / "own").manifest.settings["order"] == "taylor"
+    assert [stage.name for stage in load_table(folder / "own" / "elastic.json").stages] == ["trunk.0", "trunk.3"]
+    for given, words in (("per_grup=true", 'no setting "per_grup"'), ("round_to=wide", "does not fit")):
+        done = secateur("compress", "toys:pair", *options, "--set", given, "--force")
+        assert done.code == 2
+        assert words in done.err
+
+
 def test_elastic_files_can_be_written_elsewhere(made: Path, folder: Path, secateur: Secateur) -> None:
     done = secateur("export", made, "--to", "elastic", "-o", "device", "--json")
     assert done.code == 0, done.err
@@ -182,6 +226,7 @@ def test_what_makes_no_sense_is_refused(made: Path, secateur: Secateur, args: tu
         (("--widths", "1"), "there is one width only"),
         (("--widths", "0,1"), "a width is 0"),
         (("--budget", "flops<=40%"), "serves every budget"),
+        (("--tasks", "depth"), "serves every budget"),
         (("--layout", "zip", "--epochs", "0", "--widths", "0.5"), "unknown elastic layout"),
     ],
 )
