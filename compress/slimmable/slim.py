@@ -93,7 +93,7 @@ def slim(
         "features": [feature.path for feature in features],
     }  # fmt: skip
     return Elastic(
-        workload, "slimmable", Budget(), Tolerance(), [point], 0, before, metrics_before, [], history, {},
+        workload, "slimmable", Budget(), Tolerance(1.0), [point], 0, before, metrics_before, [], history, {},
         settings.as_json(), seed, time.monotonic() - started, elastic, table, collect_statistics(judge, table),
     )  # fmt: skip
 

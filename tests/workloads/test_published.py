@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from secateur.compress import slimmable
 from secateur.core.errors import SecateurError
 from secateur.core.predict import check, evaluate, losses
 from secateur.core.task import Workload
+from secateur.verbs.select import select
 from secateur.workloads import cifar100_mtl, coco, dense, nyudv2, pascal_context, workload
 from secateur.workloads.models.hrnet import HRNet
 from secateur.workloads.models.yolo import AnchorGrid
@@ -96,6 +98,25 @@ def test_training_steps_reach_every_parameter(name: str, home: Path) -> None:
         loss = loss + further
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nyudv2", "cifar100_mtl"])
+def test_the_recipes_of_the_slimmable_paper_run(name: str, home: Path) -> None:
+    """docs/slimmable-recipes.md on small data: trained, tabulated, and chosen from."""
+    LAYOUT[name](home)
+    settings = slimmable.Settings(
+        widths=(0.5,), round_to=2, epochs=1, rows=2, exported=2, recalibration_batches=1, calibration_samples=2
+    )
+    elastic = slimmable.slim(workload(name), settings)
+    assert len(elastic.history["fine_tuning"]) == 1
+    assert elastic.table.tasks == elastic.workload.task_names
+    choice = select(elastic, "flops<=100%", prefer={elastic.table.tasks[0]: 2}).choice
+    assert choice.met
+    assert set(choice.metrics) == set(elastic.table.tasks)
+    least = select(elastic, "flops<=1%").choice
+    assert not least.met
+    assert least.costs["flops"] < choice.costs["flops"]
 
 
 @pytest.mark.parametrize(
