@@ -1,6 +1,7 @@
 """Latencies and energies of an elastic model on a target that is not here: what the target's model says of its parts.
 
-The time to start a run counts to the shared part; every configuration is then a sum, as where it is measured.
+The time to start a run counts to the shared part, and to each decoder what it adds to that; every configuration is then
+a sum, as where it is measured. That is exact for models that add up operators, as those of all device files do.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from secateur.core.elastic import Figures, LatencyTable, Table
+from secateur.core.elastic import LatencyTable, Table
 from secateur.profiles.latency.parts import Parts
 from secateur.targets.device import Device
 from secateur.targets.hardware import Hardware, hardware_of
@@ -35,9 +36,6 @@ def with_predictions(table: Table, parts: Parts, device: Device, kinds: Collecti
 def _latencies(table: Table, parts: Parts, hardware: Hardware) -> LatencyTable:
     assert hardware.table is not None
     model, (row, decoders) = hardware.table.model, table.full
-    sums = parts.figures(model.layers(parts.operators))
-    whole = sums.of(row, decoders)
-    start = max(model.whole(whole) - whole, -float(sums.shared.min()))
-    figures = Figures(sums.shared + start, sums.decoders)
+    figures = parts.figures(model.parts(parts.operators), model.whole)
     error = model.predict(parts.of(row, decoders)).error_pct
     return LatencyTable(figures, "predicted", hardware.basis, error, figures.of(row, decoders))

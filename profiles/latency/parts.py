@@ -1,6 +1,6 @@
 """Parts: the operators of an elastic model's parts, so that any target prices every configuration without torch.
 
-    parts.figures([each_ms(operator) for operator in parts.operators]).of(row, {"depth": 2})
+    parts.figures(model.parts(parts.operators), model.whole).of(row, {"depth": 2})
 
 Few operators are distinct: each layer depends on a few widths only. A part is a list of their numbers.
 """
@@ -8,7 +8,7 @@ Few operators are distinct: each layer depends on a few widths only. A part is a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +40,26 @@ class Parts:
     shared: tuple[Numbers, ...]
     decoders: Mapping[str, tuple[tuple[Numbers, ...], ...]]
 
-    def figures(self, each: Sequence[float]) -> Figures:
-        """Sums over every part of a figure that each operator has."""
-        prices = np.asarray(each, dtype=float)
+    def figures(self, each: Iterable[Any], whole: Callable[[Any], float] = float) -> Figures:
+        """A figure of every part: of the shared one by itself, and what each decoder adds to it.
 
-        def total(numbers: Numbers) -> float:
-            return float(prices[list(numbers)].sum())
-
-        return Figures(
-            np.array([total(numbers) for numbers in self.shared]),
-            {task: np.array([[total(n) for n in row] for row in rows]) for task, rows in self.decoders.items()},
-        )
+        Args:
+            each: of every operator, a number or an array of what adds up.
+            whole: from a sum of these to the figure.
+        """
+        prices = np.array(list(each), dtype=float)
+        sums = [prices[list(numbers)].sum(0) for numbers in self.shared]
+        alone = np.array([whole(each) for each in sums])
+        added = {
+            task: np.array(
+                [
+                    [whole(sums[k] + prices[list(numbers)].sum(0)) - alone[k] for numbers in row]
+                    for k, row in enumerate(rows)
+                ]
+            )
+            for task, rows in self.decoders.items()
+        }
+        return Figures(alone, added)
 
     def of(self, row: int, decoders: Mapping[str, int]) -> list[Operator]:
         """The operators of one configuration."""

@@ -162,10 +162,10 @@ def _on_target(bundle: Bundle | Elastic, target: str, kinds: Sequence[str]) -> t
     if all(target in known[kind] for kind in wanted):
         return table, target
     from secateur.profiles.latency.parts import read_parts
-    from secateur.targets.device import get
     from secateur.targets.elastic_predicted import with_predictions
+    from secateur.targets.registry import find
 
-    device = get(target)
+    device = find(target)
     missing = [kind for kind in wanted if device.name not in known[kind]]
     if missing:
         parts = read_parts(bundle) if isinstance(bundle, Bundle) else bundle.parts

@@ -80,6 +80,22 @@ def test_a_decoder_that_does_not_run_costs_what_its_operators_cost(made) -> None
     assert whole > without > 0
 
 
+def test_what_a_model_does_not_add_up_is_exact_with_one_decoder(made) -> None:
+    """Fetching weights costs only beyond what the caches hold: whole([1, w]) = ops + 3·max(0, w - 2000)."""
+    _, _, parts = made
+    each = [[1.0, float(operator.weights)] for operator in parts.operators]
+
+    def whole(sums: np.ndarray) -> float:
+        return float(sums[0] + 3 * max(0.0, sums[1] - 2000))
+
+    figures = parts.figures(each, whole)
+    assert max(sum(parts.operators[n].weights for n in numbers) for numbers in parts.shared) < 2000
+    for row, d in itertools.product(range(4), range(2)):
+        operators = parts.of(row, {"where": d})
+        by_hand = len(operators) + 3 * max(0.0, sum(operator.weights for operator in operators) - 2000)
+        assert figures.of(row, {"where": d}) == pytest.approx(by_hand)
+
+
 def test_an_energy_budget_is_kept_and_survives_the_file(made) -> None:
     _, table, parts = made
     device = get("fpga:zcu102")
