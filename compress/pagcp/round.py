@@ -17,6 +17,7 @@ from secateur.compress.dataflow.groups import Keep
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
+from secateur.compress.pagcp.exchange import loss_per_drop
 from secateur.compress.pagcp.hardware import device_counts
 from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
 from secateur.compress.pagcp.prefix import differences
@@ -65,8 +66,9 @@ class Round:
         self._settings, self._strictness, self._journal, self._record = settings, strictness, journal, record
         self._number, self._label, self._hardware = number, f"round{number}{label}", hardware
         self._passes = sum(each["round"] == number for each in record.sequences)
-        batches = calibration_batches(workload.calibration, settings.calibration_samples)
-        chunks = chunked(batches, settings.chunks)
+        self._tasks = workload.tasks
+        self._batches = calibration_batches(workload.calibration, settings.calibration_samples)
+        chunks = chunked(self._batches, settings.chunks)
         self._groups = trace(model, chunks[0][0], workload.task_names)
         if not self._groups.prunable:
             raise ModelError("no channel of the model can be removed", "secateur inspect shows why, group by group")
@@ -78,7 +80,7 @@ class Round:
         self._cached: dict[int, int] | None = None
         self._costs = CostModel(self._groups)
         self._criterion = saliency.find(settings.saliency)
-        self._evidence = evidence(self._criterion, self._groups, batches, workload.tasks)
+        self._evidence = evidence(self._criterion, self._groups, self._batches, workload.tasks)
         if not record.groups:
             record.groups = describe_groups(self._groups, self._costs)
 
@@ -90,12 +92,13 @@ class Round:
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
         reference = self._reference(kept)
         self._record.original = self._record.original or means(reference)
+        units = None if self._settings.compound else self._units(kept)
         for attempt in range(self._settings.max_passes + 1):
             label = f"{self._label}/pass{attempt}"
             base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
-                self._ceiling(rise), target, self._record.original, self._evidence, counts,
+                self._ceiling(rise, units), target, units, self._evidence, counts,
             )  # fmt: skip
             if sequence.done or attempt == self._settings.max_passes:
                 break
@@ -137,6 +140,14 @@ class Round:
 
         return self._step(f"{self._label}/reference", kept, losses, list, list)
 
+    def _units(self, kept: Kept) -> Losses:
+        """Each task's rise of loss that goes with losing all of its metric."""
+
+        def units() -> Losses:
+            return loss_per_drop(self._groups, self._batches, self._tasks, self._criterion, self._evidence)
+
+        return self._step(f"{self._label}/units", kept, units, dict, dict)
+
     def _losses(self, key: str, kept: Kept, reference: list[Losses]) -> Losses:
         return self._step(key, kept, lambda: self._oracle.losses(kept, reference), dict, dict)
 
@@ -152,11 +163,13 @@ class Round:
             return {}
         return self._step(key, sequence.kept, sequence.probe, dict, dict)
 
-    def _ceiling(self, rise: float) -> dict[str, float]:
+    def _ceiling(self, rise: float, units: Losses | None) -> dict[str, float]:
         """The largest loss that a sequence may leave each task with: so far above the original's."""
         original, strictness = self._record.original, self._strictness
+        units = units or original
         return {
-            task: loss * (1 + rise * strictness[task]) if strictness[task] else loss for task, loss in original.items()
+            task: loss + rise * strictness[task] * units[task] if strictness[task] else loss
+            for task, loss in original.items()
         }
 
     def _sequence(self, sequence: Sequence, tau: float, attempt: int) -> Kept:

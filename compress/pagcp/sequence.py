@@ -94,6 +94,7 @@ class Sequence:
     """The state of one sequence: what is kept, the base losses and the tolerance.
 
     Attributes:
+        units: each task's loss that τ is a share of; None for that of the model as pruned so far.
         counts: channel counts to stop at of the groups that are named; multiples of a power of two of the others.
     """
 
@@ -106,7 +107,7 @@ class Sequence:
     base: Losses
     ceiling: Losses
     target: Target
-    original: Losses
+    units: Losses | None
     gradients: Mapping[str, Any] | None = None
     counts: Mapping[str, list[int]] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
@@ -116,10 +117,9 @@ class Sequence:
 
     @property
     def unit(self) -> Losses:
-        """What τ is a share of: the base as it is now, so that the allowed drop compounds, or the original's losses."""
-        return {
-            task: max(loss, 1e-12) for task, loss in (self.base if self.settings.compound else self.original).items()
-        }
+        """The loss that τ is a share of: what goes with losing all of a task's metric, or the base as it is now, so
+        that the allowed drop compounds."""
+        return {task: max(loss, 1e-12) for task, loss in (self.units or self.base).items()}
 
     def plan(self, rises: Mapping[str, float] | None = None) -> tuple[dict[str, float], float | None]:
         """(groups in order → share of τ, λ). Counts the pass for the base losses that the published loop makes too.

@@ -21,8 +21,9 @@ class Settings:
         global_tolerance: T, the product bound over all groups, from which λ follows.
         price: without T, a group's tolerance is τ times (its saving / the largest)^price: at 1 every group may cost as
             much per saving, at 0 every group as much.
-        compound: τ counts from the losses as they are by then, so that the allowed drop compounds (published); else it
-            is a share of the original model's losses, and a task that is nearly lost does not become free to cut.
+        compound: τ is a share of the losses as they are by then, so that the allowed drop compounds (published); else
+            of the tasks' metrics, at the exchange rate that trial cuts show, and a task that is nearly lost does not
+            become free to cut.
         growth: a sequence may multiply each task's loss by at most this factor, counted from the original model's
             losses and compounding over the sequences of a round; None for no such ceiling. It keeps a task that is
             nearly lost from becoming free to cut.

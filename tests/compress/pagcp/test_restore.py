@@ -41,10 +41,10 @@ def sequence(squares: Workload, kept: Kept, budget: str, strictness: dict[str, f
     oracle = Oracle(groups, chunked(squares.calibration, 8), squares.tasks, 2**30)
     before, costs = count(squares.model, squares.example_input, squares.task_names).costs, CostModel(groups)
     base = means(list(oracle.chunk_losses(kept)))
-    original = means(list(oracle.chunk_losses(whole(groups))))
+    units = means(list(oracle.chunk_losses(whole(groups))))
     return Sequence(
         oracle, costs, SETTINGS, find("l1"), strictness, kept, base, base,
-        Target(Budget.parse(budget).limits, before, costs), original,
+        Target(Budget.parse(budget).limits, before, costs), units,
     )  # fmt: skip
 
 
@@ -72,9 +72,7 @@ def test_what_comes_back_was_there_fits_and_helps(squares: Workload) -> None:
         assert set(kept[name]) <= set(found[name]) <= set(full[name])
     assert one.target.met(one.costs.widths({name: len(channels) for name, channels in found.items()}))
     before, after = losses(squares, kept), losses(squares, found)
-    assert sum(after[task] / one.original[task] for task in after) < sum(
-        before[task] / one.original[task] for task in before
-    )
+    assert sum(after[task] / one.unit[task] for task in after) < sum(before[task] / one.unit[task] for task in before)
 
 
 def test_no_step_that_fits_is_left(squares: Workload) -> None:
