@@ -377,6 +377,25 @@ def variants(document: Document) -> list[str]:
     ]
 
 
+@section("Peak memory, predicted against what ONNX Runtime takes", "memory.json")
+def memory(document: Document) -> list[str]:
+    families: dict[str, list[float]] = {}
+    for row in document["results"]:
+        off = 100 * (row["predicted_activations"] / row["measured_activations"] - 1)
+        families.setdefault(row["network"], []).append(off)
+    rows = [
+        (name, len(off), f"{statistics.median(off):+.0f} %", f"{min(off):+.0f} to {max(off):+.0f} %")
+        for name, off in families.items()
+    ]
+    found, held = document["activations"], document["held"]
+    return [
+        *table(("networks", "tried", "predicted activations, median error", "range"), rows), "",
+        f"All: median size of the error {found['median_error_pct']:.0f} %, bias {found['bias_error_pct']:+.0f} %. "
+        f"After loading, a process holds {held['times_weights']:.2f} times the weights, and "
+        f"{held['fixed_bytes'] / 1e6:.1f} MB.",
+    ]  # fmt: skip
+
+
 @section("TVM with our schedules against ONNX Runtime", "tvm.json")
 def tvm(document: Document) -> list[str]:
     single = [row for row in document["results"] if row["threads"] == 1]

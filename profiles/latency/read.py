@@ -61,7 +61,8 @@ def peak_memory_bytes(path: str | os.PathLike[str], shapes: Mapping[str, Sequenc
 
     Liveness in the order of the file: a value exists from the operator that makes it to the last one that reads it, and
     while an operator runs, what it reads and what it writes both exist. Renamed memory (reshapes) and fused
-    activations count once; what else a runtime computes in place, or needs as workspace, is not known from here.
+    activations count once, and what works element by element writes over an operand of the same size that nothing
+    else needs. Padding of a runtime's own layouts and workspace are not known from here, see docs/latency.md.
 
     Raises:
         ExportError: as `read_onnx`.
@@ -148,13 +149,9 @@ class _Reader:
     def peak_elements(self) -> int:
         """Elements of all weights, and of the activations alive at the worst moment."""
         steps = [node for node in self._nodes if not self._silent(node)]
-        owner: dict[str, str] = {}
-        for node in steps:
-            if _KINDS.get(node.op_type) == "reshape" or self._fused(node):
-                owner[node.output[0]] = owner.get(node.input[0], node.input[0])
-        outputs = {owner.get(name, name) for name in self._outputs}
-        last = {owner.get(name, name): step for step, node in enumerate(steps) for name in node.input}
         size = {name: prod(shape) for name, shape in self._shapes.items() if all(each > 0 for each in shape)}
+        owner = self._in_place(steps, self._renamed(steps), size)
+        last, outputs = self._lives(steps, owner)
         alive = {name for name in self._inputs if name in last}
         peak = sum(size.get(name, 0) for name in alive)
         for step, node in enumerate(steps):
@@ -162,6 +159,33 @@ class _Reader:
             peak = max(peak, sum(size.get(name, 0) for name in alive))
             alive = {name for name in alive if name in outputs or last.get(name, -1) > step}
         return int(peak + sum(map(prod, self._weights.values())))
+
+    def _renamed(self, steps: Sequence[Any]) -> dict[str, str]:
+        """Value → the one whose memory it is: of what is reshaped, and of what the operator before computes along."""
+        owner: dict[str, str] = {}
+        for node in steps:
+            if _KINDS.get(node.op_type) == "reshape" or self._fused(node):
+                owner[node.output[0]] = owner.get(node.input[0], node.input[0])
+        return owner
+
+    def _in_place(self, steps: Sequence[Any], owner: dict[str, str], size: Mapping[str, int]) -> dict[str, str]:
+        """The same, with what is written over an operand that nothing else needs."""
+        for step, node in enumerate(steps):
+            if _KINDS.get(node.op_type) not in ("activation", "elementwise") or node.output[0] in owner:
+                continue
+            last, outputs = self._lives(steps, owner)
+            made = node.output[0]
+            for name in (owner.get(each, each) for each in node.input):
+                free = last.get(name) == step and name not in outputs and name not in self._inputs
+                if free and size.get(name) == size.get(made):
+                    owner = {key: name if value == made else value for key, value in owner.items()} | {made: name}
+                    break
+        return owner
+
+    def _lives(self, steps: Sequence[Any], owner: Mapping[str, str]) -> tuple[dict[str, int], set[str]]:
+        """Of each piece of memory the last step that reads it, and which of them hold the outputs."""
+        last = {owner.get(name, name): step for step, node in enumerate(steps) for name in node.input}
+        return last, {owner.get(name, name) for name in self._outputs}
 
     def _silent(self, node: Any) -> bool:
         """Whether a node is bookkeeping, or can be computed before the model runs."""

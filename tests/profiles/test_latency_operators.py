@@ -66,7 +66,25 @@ def test_memory_is_what_exists_at_one_time(tmp_path: Path) -> None:
         helper.make_node("Add", ["flat", "kept"], ["y"]),
     ]
     path = save(tmp_path / "m.onnx", nodes, {"w": (8, 3, 1, 1)}, ["batch", 3, 4, 4])
-    assert peak_memory_bytes(path) == 4 * (24 + 3 * 128)  # a, b and y while they are added; x is gone
+    assert peak_memory_bytes(path) == 4 * (24 + 2 * 128)  # a and b; y is written over one of them, x is gone
+
+
+def test_an_operand_that_nothing_else_needs_is_written_over(tmp_path: Path) -> None:
+    """x 48, a 128 elements: sigmoid and sum take no memory of their own, and y is the only output."""
+    nodes = [
+        conv("w", "x", "a", kernel_shape=[1, 1]),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        conv("v", "b", "c", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["b", "c"], ["y"]),
+    ]
+    weights = {"w": (8, 3, 1, 1), "v": (8, 8, 1, 1)}
+    path = save(tmp_path / "m.onnx", nodes, weights, [1, 3, 4, 4])
+    assert peak_memory_bytes(path) == 4 * (24 + 64 + 2 * 128)  # b and c; the sum is written over one of them
+
+
+def test_the_users_own_input_is_not_written_over(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Sigmoid", ["x"], ["y"])], {}, [1, 3, 4, 4])
+    assert peak_memory_bytes(path) == 4 * 2 * 48
 
 
 def test_other_open_dimensions_are_asked_for(tmp_path: Path) -> None:
