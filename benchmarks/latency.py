@@ -1,7 +1,7 @@
 """How far predicted latencies can be trusted: published devices, soft cores, and this machine's calibration.
 
 python benchmarks/latency.py published      # leaves networks out; writes results/latency-published.json, plots
-python benchmarks/latency.py variants cpu   # measures 100 variants of three networks, on a quiet machine
+python benchmarks/latency.py variants cpu   # measures 100 variants of three networks, on a quiet machine or --busy
 python benchmarks/latency.py calibrated cpu # predicts them from what `secateur calibrate cpu` (or mobile) learned
 """
 
@@ -10,20 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from secateur.core import machine
 from secateur.core.files import write_json
+from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.fit import Fold, leave_one_out
 from secateur.profiles.latency.fit_soft_core import leave_one_out as leave_cores_out
+from secateur.profiles.latency.kernels import KernelModel
 from secateur.profiles.latency.published import published
 from secateur.profiles.latency.read import read_onnx_bytes
 from secateur.profiles.latency.tables import networks
 from secateur.targets.calibration.meters import METERS
-from secateur.targets.calibration.run import read
+from secateur.targets.calibration.run import Calibration, read
 from secateur.targets.calibration.sketch import Sketch, Value
 
 HERE = Path(__file__).parent
@@ -172,46 +174,70 @@ def variants() -> list[tuple[str, Sketch]]:
     return found
 
 
-def run_variants(target: str) -> None:
-    meter = METERS[target](1)
+def run_variants(target: str, state: str) -> None:
+    """Measured now, beside what was measured with the same runtime in other states of the machine."""
+    meter, path = METERS[target](1), HERE / "results" / f"latency-variants-{target}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    sessions = before.get("sessions", {}) if before.get("runtime") == meter.version else {}
+    sessions[state] = [round(meter.model(sketch), 4) for _, sketch in variants()]
     document = {
         "command": f"python benchmarks/latency.py variants {target}", "machine": machine.describe(),
-        "runtime": meter.version, "measured_ms": [round(meter.model(sketch), 4) for _, sketch in variants()],
+        "runtime": meter.version, "sessions": sessions,
     }  # fmt: skip
-    write_json(HERE / "results" / f"latency-variants-{target}.json", document)
+    write_json(path, document)
 
 
 def run_calibrated(target: str) -> None:
     kept = json.loads((HERE / "results" / f"latency-variants-{target}.json").read_text(encoding="utf-8"))
-    calibration, measured = read(target), np.array(kept["measured_ms"])
+    calibration = read(target)
     if kept["runtime"] != calibration.version:
         raise SystemExit(f"the variants were measured with {kept['runtime']}: measure them again")
     model = calibration.model()
     names, found = zip(*((name, model.predict(read_onnx_bytes(each.onnx()))) for name, each in variants()), strict=True)
-    errors = np.array([each.ms for each in found]) / measured - 1
-    inside = [each.low <= ms <= each.high for each, ms in zip(found, measured, strict=True)]
     document: dict[str, object] = {
         "command": f"python benchmarks/latency.py calibrated {target}", "machine": kept["machine"],
-        "runtime": calibration.version,
-        "operators": len(calibration.operators), "networks": len(calibration.models),
-        **summary(errors), "interval_90_holds_pct": round(100 * float(np.mean(inside)), 1), "family": list(names),
+        "runtime": calibration.version, "operators": len(calibration.operators),
+        "networks": len(calibration.models), "left_out": left_out(calibration),
+        "sessions": {state: session(names, found, np.array(ms)) for state, ms in kept["sessions"].items()},
         "predicted_ms": [round(each.ms, 4) for each in found],
     }  # fmt: skip
-    for name in sorted(set(names)):
-        document[name] = summary(errors[[each == name for each in names]])
     write_json(HERE / "results" / f"latency-calibrated-{target}.json", document)
-    print({key: value for key, value in document.items() if key not in ("predicted_ms", "family")})
+    print(json.dumps({key: value for key, value in document.items() if key != "predicted_ms"}, indent=1))
+
+
+def session(names: Sequence[str], found: Sequence[Estimate], measured: np.ndarray) -> dict[str, object]:
+    """Errors over all variants and family by family, and how many lie in their intervals."""
+    errors = np.array([each.ms for each in found]) / measured - 1
+    inside = [each.low <= ms <= each.high for each, ms in zip(found, measured, strict=True)]
+    families = {name: summary(errors[[each == name for each in names]]) for name in sorted(set(names))}
+    return {**summary(errors), "interval_90_holds_pct": round(100 * float(np.mean(inside)), 1), "families": families}
+
+
+def left_out(calibration: Calibration, folds: int = 8) -> dict[str, float]:
+    """The calibration's own networks, predicted with their intervals by what the others teach."""
+    operators, models = KernelModel.fit(calibration.operators), list(calibration.models.values())
+    errors, inside = [], []
+    for fold in range(folds):
+        model = operators.with_models([each for index, each in enumerate(models) if index % folds != fold])
+        for network, times in models[fold::folds]:
+            found = model.predict(network)
+            errors += [found.ms / ms - 1 for ms in times]
+            inside += [found.low <= ms <= found.high for ms in times]
+    return {**summary(np.array(errors)), "interval_90_holds_pct": round(100 * float(np.mean(inside)), 1)}
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["published", "variants", "calibrated"])
     parser.add_argument("target", nargs="?", default="cpu", choices=sorted(METERS))
+    parser.add_argument("--busy", action="store_true", help="variants: other programs are at work on this machine")
     given = parser.parse_args(arguments)
     if given.what == "published":
         run_published()
+    elif given.what == "variants":
+        run_variants(given.target, "busy" if given.busy else "quiet")
     else:
-        {"variants": run_variants, "calibrated": run_calibrated}[given.what](given.target)
+        run_calibrated(given.target)
 
 
 if __name__ == "__main__":

@@ -353,28 +353,40 @@ def published(document: Document) -> list[str]:
 
 @section("Latency predicted from operators measured here", "latency-calibrated-*.json")
 def calibrated(document: Document) -> list[str]:
-    families = [key for key, value in document.items() if isinstance(value, dict) and "within_10_pct" in value]
+    found = {"the calibration's own, left out": document["left_out"]}
+    for state, each in document["sessions"].items():
+        found |= {f"{family}, {state}": figures for family, figures in each["families"].items()}
+        found[f"all three, {state}"] = each
     rows = [
         (
-            name, document[name]["predictions"], f"{document[name]['median_error_pct']:.1f} %",
-            f"{document[name]['within_10_pct']:.1f} %",
+            name, each["predictions"], f"{each['median_error_pct']:.1f} %", f"{each['within_10_pct']:.0f} %",
+            f"{each['interval_90_holds_pct']:.0f} %" if "interval_90_holds_pct" in each else "",
         )
-        for name in families
+        for name, each in found.items()
     ]  # fmt: skip
+    quiet, own = document["sessions"]["quiet"], document["left_out"]["interval_90_holds_pct"]
+    states = [each["interval_90_holds_pct"] for each in document["sessions"].values()]
     return [
-        f"{document['runtime']}; {document['operators']} operators measured:", "",
-        *table(("networks held out", "predictions", "median error", "within 10 %"), rows), "",
-        goal(f"≥ 90 % within 10 % ({document['within_10_pct']:.0f} %)", document["within_10_pct"] >= 90),
+        f"{document['runtime']}; {document['operators']} operators measured hours before, {document['networks']} "
+        "networks while nothing else ran. Below: variants of three networks that took no part, in the same state "
+        "(quiet) and while other programs were at work (busy).", "",
+        *table(("networks", "predictions", "median error", "within 10 %", "90 % interval holds"), rows), "",
+        goal(f"≥ 90 % within 10 % ({quiet['within_10_pct']:.0f} %)", quiet["within_10_pct"] >= 90),
+        goal(f"90 % intervals cover 85–95 % of networks left out ({own:.0f} %)", 85 <= own <= 95),
+        goal(
+            f"and 85 % or more of unseen networks in either state ({min(states):.0f} %)", min(states) >= 85,
+            "Large weights take longer to come from memory while others use it, which the calibration did not see.",
+        ),
     ]  # fmt: skip
 
 
 @section("What these predictions were compared with", "latency-variants-*.json")
 def variants(document: Document) -> list[str]:
-    times = document["measured_ms"]
-    return [
-        f"{document['runtime']}; {len(times)} variants of three networks, measured one by one: median "
-        f"{statistics.median(times):.2f} ms, {min(times):.2f} to {max(times):.2f} ms.",
+    rows = [
+        (state, len(times), f"{statistics.median(times):.2f} ms", f"{min(times):.2f} to {max(times):.2f} ms")
+        for state, times in document["sessions"].items()
     ]
+    return [f"{document['runtime']}:", "", *table(("machine", "networks", "median", "range"), rows)]
 
 
 @section("Peak memory, predicted against what ONNX Runtime takes", "memory.json")

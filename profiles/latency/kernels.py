@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from secateur.core.errors import DeviceError
 from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.operators import CONVOLUTIONS, Operator
+from secateur.profiles.latency.whole import UNCHECKED, Spread, fit, memory_share
 
 Array = NDArray[np.float64]
 FEW = 12
 """Rows below which a kernel has the physical estimate alone."""
-EACH_MS, START_MS, SHRINK = 1e-3, 1e-2, 1.0
-"""Units of what a model adds for each operator and for a call, and how strongly scales are held to 1."""
-KNOTS = (0.0, 0.4, 0.7, 0.9)
-"""Where weights that come from memory may get dearer: quantiles over the whole models that were measured."""
+EACH_MS, START_MS = 1e-3, 1e-2
+"""Units of what a model adds for each operator and for a call."""
 TREES = 100
 FALLBACK = {
     "stem": "conv", "grouped": "conv", "deconv": "conv", "matmul": "linear", "slice": "concat", "shuffle": "concat",
@@ -153,7 +152,7 @@ class KernelModel:
     memory: tuple[tuple[float, float], ...] = ()
     each_ms: float = 0.0
     start_ms: float = 0.0
-    model_spread: float = 0.08
+    spread: Spread = UNCHECKED
 
     @classmethod
     def fit(cls, rows: Sequence[Measured], seed: int = 0) -> KernelModel:
@@ -169,36 +168,22 @@ class KernelModel:
             groups[kernel(row.operator)].append(row)
         return cls({name: _learn(group, seed) for name, group in groups.items()})
 
-    def with_models(self, measured: Sequence[tuple[Sequence[Operator], float]]) -> KernelModel:
-        """Also learn from whole models what operators alone do not tell: layout changes, fusion, caches, the call."""
-        from scipy.optimize import lsq_linear
-
+    def with_models(self, measured: Sequence[tuple[Sequence[Operator], Sequence[float]]]) -> KernelModel:
+        """Also learn from whole models, each measured once or several times, what operators alone do not tell: layout
+        changes, fusion, caches, the call; and how far predictions of other models may be off."""
         names = sorted({_part(each) for operators, _ in measured for each in operators})
-        ms = np.array([each for _, each in measured])
-        times = [self._alone(operators) for operators, _ in measured]
-        fetch = np.array([float(each.sum()) for _, each in times])
-        knots = [float(np.quantile(fetch, knot)) if knot else 0.0 for knot in KNOTS]
-        sums = [self._sums(operators, warm, names) for (operators, _), (warm, _) in zip(measured, times, strict=True)]
-        beyond = np.maximum(fetch[:, None] - np.array(knots), 0.0)
-        design = np.hstack([np.stack(sums), beyond]) / ms[:, None]
-        expected = np.array([*[1.0] * len(names), *[0.0] * (2 + len(knots))])
-        low = np.array([*[0.0] * len(names), -2.0, -2.0, *[0.0] * len(knots)])
-        high = np.array([*[3.0] * (len(names) + 2), *[2.0] * len(knots)])
-        firmness = np.array([*[1.0] * len(names), 0.1, 0.1, *[0.1] * len(knots)])
-        size = np.sqrt((design**2).mean(0)) * firmness
-        tie = SHRINK * np.sqrt(len(ms)) * np.diag(np.maximum(size, 1e-9))
-        weight, found, rest = np.ones(len(ms)), expected, np.zeros(len(ms))
-        for _ in range(6):  # robust: Cauchy weights on relative errors
-            rows, wanted = np.vstack([design * weight[:, None], tie]), np.concatenate([weight, tie @ expected])
-            found = lsq_linear(rows, wanted, bounds=(low, high)).x
-            rest = design @ found - 1
-            scale = max(1.48 * float(np.median(np.abs(rest))), 0.01)
-            weight = 1 / np.sqrt(1 + (rest / (2 * scale)) ** 2)
-        spread = float(np.quantile(np.abs(rest), 0.9)) / 1.645
-        scales, (each, start, *slopes) = found[: len(names)].tolist(), found[len(names) :].tolist()
+        warm, fetch = self._alone([each for operators, _ in measured for each in operators])
+        ends = np.cumsum([len(operators) for operators, _ in measured])[:-1]
+        sums, rows = [], [index for index, (_, times) in enumerate(measured) for _ in times]
+        for (operators, _), ms in zip(measured, np.split(warm, ends), strict=True):
+            sums.append(self._sums(operators, ms, names))
+        fetched = np.array([float(each.sum()) for each in np.split(fetch, ends)])
+        ms = np.array([each for _, times in measured for each in times])
+        found = fit(np.stack(sums)[rows], fetched[rows], ms, rows)
+        *scales, each, start = found.scales.tolist()
         return replace(
-            self, scales=dict(zip(names, scales, strict=True)), memory=tuple(zip(knots, slopes, strict=True)),
-            each_ms=each * EACH_MS, start_ms=start * START_MS, model_spread=max(spread, 0.02),
+            self, scales=dict(zip(names, scales, strict=True)), memory=found.memory,
+            each_ms=each * EACH_MS, start_ms=start * START_MS, spread=found.spread,
         )  # fmt: skip
 
     @staticmethod
@@ -249,12 +234,14 @@ class KernelModel:
         table, kinds = self.parts(operators), [kernel(each) for each in operators]
         ms, parts = self.whole(table.sum(0)), self._shared(table).tolist()
         strange = sum(part for part, kind in zip(parts, kinds, strict=True) if kind not in self.learners)
-        spread = float(np.hypot(self.model_spread, 0.7 * strange / max(sum(parts), 1e-9)))
+        unsure = 0.7 * strange / max(sum(parts), 1e-9)
+        share = memory_share(*table.sum(0).tolist())
         shares: dict[str, float] = defaultdict(float)
         for part, kind in zip(parts, kinds, strict=True):
             shares[kind] += part / max(sum(parts), ms)
-        half = 1.645 * spread
-        return Estimate(ms, ms * float(np.exp(-half)), ms * float(np.exp(half)), 67.45 * spread, dict(shares))
+        half = float(np.hypot(self.spread.half(share), 1.645 * unsure))
+        error = float(np.hypot(self.spread.median(share), 0.6745 * unsure))
+        return Estimate(ms, ms * float(np.exp(-half)), ms * float(np.exp(half)), 100 * error, dict(shares))
 
     def steps(self, operator: Operator, axis: Literal["in", "out"] = "out", least: float = 0.08) -> list[int]:
         """Channel counts that are cheap: the last before a jump of the time by `least`, as a share.

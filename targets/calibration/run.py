@@ -32,25 +32,29 @@ from secateur.targets.calibration.sampling import draw, worst
 
 FIRST, ROUND, WHOLE = 500, 100, 80
 """Operators drawn before the first look at errors, in each later round, and whole networks measured."""
+PASSES = 3
+"""How often each network is measured, at different times: what else the machine does belongs to the error."""
 GOOD_ENOUGH = 0.05
 """Median error of operators at which refinement ends."""
-_FORM = 2
+_FORM = 3
 """Of the file; one of another form is not read."""
+_SEED = 1009
+"""Of the networks."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured: operators, and whole networks with their milliseconds."""
+    """What was measured: operators, and by number whole networks with their milliseconds, one for each time."""
 
     path: Path
     version: str
     operators: list[Measured]
-    models: list[tuple[list[Operator], float]]
+    models: dict[int, tuple[list[Operator], list[float]]]
 
     def model(self) -> KernelModel:
         """Learn from it."""
         fitted = KernelModel.fit(self.operators)
-        return fitted.with_models(self.models) if len(self.models) >= 5 else fitted
+        return fitted.with_models(list(self.models.values())) if len(self.models) >= 5 else fitted
 
     def error_pct(self) -> float:
         """Median error of operators that took no part in learning."""
@@ -75,11 +79,9 @@ def calibrate(
     found.path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(len(found.operators) + 1009 * len(found.models))
     with found.path.open("a", encoding="utf-8") as file:
-        _whole(found, meter, random, file, WHOLE // 3, end)
-        while time.monotonic() < end:
-            batch = _batch(found, random)
-            if not batch:
-                break
+        _pass(found, meter, file, WHOLE // 3, 1, end)
+        passes = 0
+        while time.monotonic() < end and (batch := _batch(found, random)):
             progress("operators", len(found.operators))
             for operator in batch:
                 if time.monotonic() > end:
@@ -88,7 +90,10 @@ def calibrate(
                 found.operators.append(row)
                 _append(file, {"operator": asdict(operator), "ms": row.ms, "cold_ms": row.cold_ms})
             if len(found.operators) >= FIRST:
-                _whole(found, meter, random, file, WHOLE, end)
+                passes = min(passes + 1, PASSES)
+                _pass(found, meter, file, WHOLE, passes, end)
+        for times in range(passes + 1, PASSES + 1):
+            _pass(found, meter, file, WHOLE, times, end)
     progress("done", len(found.operators))
     calibrated.cache_clear()
     return found
@@ -107,12 +112,14 @@ def read(target: str, threads: int = 1) -> Calibration:
     """What was measured so far; a line that was cut off by a stopped run is left out."""
     version = _meter(target, threads).version
     path = store(target, version)
-    operators, models = [], []
+    operators, models = [], dict[int, tuple[list[Operator], list[float]]]()
     for entry in _entries(path):
         if "operator" in entry and isinstance(entry.get("cold_ms"), float):
             operators.append(Measured(_operator(entry["operator"]), entry["ms"], entry["cold_ms"]))
-        elif "model" in entry:
-            models.append(([_operator(each) for each in entry["model"]], float(entry["ms"])))
+        elif "model" in entry and isinstance(entry.get("network"), int):
+            models[entry["network"]] = ([_operator(each) for each in entry["model"]], [float(entry["ms"])])
+        elif entry.get("network") in models:
+            models[entry["network"]][1].append(float(entry["ms"]))
     return Calibration(path, version, operators, models)
 
 
@@ -136,12 +143,17 @@ def _batch(found: Calibration, random: np.random.Generator) -> list[Operator]:
     return worst([row.operator for row in found.operators], errors.tolist(), ROUND, random)
 
 
-def _whole(found: Calibration, meter: Meter, random: np.random.Generator, file: Any, count: int, end: float) -> None:
-    while len(found.models) < count and time.monotonic() < end:
-        sketch = network(random)
-        operators, ms = read_onnx_bytes(sketch.onnx()), meter.model(sketch)
-        found.models.append((operators, ms))
-        _append(file, {"model": [asdict(each) for each in operators], "ms": ms})
+def _pass(found: Calibration, meter: Meter, file: Any, count: int, times: int, end: float) -> None:
+    """Measure the networks below `count` that were measured less than `times` times, once."""
+    for number in range(count):
+        operators, known = found.models.get(number, ([], []))
+        if len(known) >= times or time.monotonic() > end:
+            continue
+        sketch = network(np.random.default_rng((_SEED, number)))
+        operators, ms = operators or read_onnx_bytes(sketch.onnx()), meter.model(sketch)
+        first = {} if known else {"model": [asdict(each) for each in operators]}
+        found.models[number] = (operators, [*known, ms])
+        _append(file, {"network": number, **first, "ms": ms})
 
 
 def _meter(target: str, threads: int) -> Meter:

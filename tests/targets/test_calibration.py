@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +81,21 @@ def test_a_stopped_run_goes_on_and_a_cut_line_is_dropped() -> None:
     assert run.read("cpu").operators[0][0].kind
 
 
+def test_networks_are_measured_at_different_times_and_each_as_often() -> None:
+    run.calibrate("cpu")
+    found = run.read("cpu")
+    assert [len(times) for _, times in found.models.values()] == [run.PASSES] * run.WHOLE
+    lines = found.path.read_text().splitlines()
+    order = [entry["network"] for entry in map(json.loads, lines) if "network" in entry]
+    assert all(one != other for one, other in itertools.pairwise(order)), "never twice in a row"
+    found.path.write_text("\n".join(lines[:-4]) + "\n")  # the run was stopped in its last pass
+    assert sum(len(times) for _, times in run.read("cpu").models.values()) == run.PASSES * run.WHOLE - 4
+    run.calibrate("cpu")
+    again = run.read("cpu")
+    assert [len(times) for _, times in again.models.values()] == [run.PASSES] * run.WHOLE, "a stopped run goes on"
+    assert again.models[0] == found.models[0]
+
+
 def test_measurements_are_apart_by_runtime_and_threads() -> None:
     assert run.store("cpu", "a 1, threads 1") != run.store("cpu", "a 2, threads 1")
     with pytest.raises(DeviceError, match="cannot be measured"):
@@ -108,7 +125,7 @@ def test_whole_networks_teach_what_operators_do_not_tell() -> None:
     model = KernelModel.fit(rows(250))
     networks = [read_onnx_bytes(network(random).onnx()) for _ in range(12)]
     taught = {id(each): 0.005 + 1.2 * sum(model.layers(each)) for each in networks}
-    whole = model.with_models([(each, taught[id(each)]) for each in networks])
+    whole = model.with_models([(each, [taught[id(each)]]) for each in networks])
     found = whole.predict(networks[0])
     before = [abs(model.predict(each).ms / taught[id(each)] - 1) for each in networks]
     after = [abs(whole.predict(each).ms / taught[id(each)] - 1) for each in networks]
@@ -128,11 +145,11 @@ def test_weights_that_outgrow_the_caches_are_paid_for() -> None:
         return sum(model.layers(operators)) + outgrown * beyond
 
     large = [convolution(256, 256, 8, 3, 1)] * 12
-    found = model.with_models([(each, taught(each, outgrown=True)) for each in networks])
+    found = model.with_models([(each, [taught(each, outgrown=True)]) for each in networks])
     assert found.predict(large).ms == pytest.approx(taught(large, outgrown=True), rel=0.1)
     assert found.predict(large).ms > 1.5 * taught(large, outgrown=False)
     assert sum(found.layers(large)) == pytest.approx(found.predict(large).ms - found.start_ms)
-    fits = model.with_models([(each, taught(each, outgrown=False)) for each in networks])
+    fits = model.with_models([(each, [taught(each, outgrown=False)]) for each in networks])
     assert fits.predict(large).ms == pytest.approx(taught(large, outgrown=False), rel=0.1)
 
 

@@ -31,7 +31,7 @@ def fitted() -> KernelModel:
         Measured(each, ms := 0.01 + each.macs / 1e8 + each.elements_out / 1e7, ms + each.weights / 1e6)
         for each in drawn(60)
     ]
-    return KernelModel.fit(rows).with_models([(drawn(9, seed), 1.0 + seed) for seed in range(1, 7)])
+    return KernelModel.fit(rows).with_models([(drawn(9, seed), [1.0 + seed]) for seed in range(1, 7)])
 
 
 MODELS: dict[str, LatencyModel] = {
