@@ -68,6 +68,12 @@ def test_the_error_is_that_of_networks_left_out() -> None:
     assert few.half(0.5) > few.median(0.5) > 0
 
 
+def test_what_only_one_network_has_is_unknown_for_it() -> None:
+    """Ten networks, each of a part of its own, take twice what their parts do: left out, each is off by log 2."""
+    sums, ms = np.hstack([np.eye(10), np.zeros((10, 2))]), np.full(10, 2.0)
+    assert fit(sums, np.zeros(10), ms, range(10)).spread.half(0.0) == pytest.approx(np.log(2), rel=1e-3)
+
+
 def test_the_share_of_memory_is_a_share() -> None:
     assert memory_share(1.0, 3.0) == 0.75
     assert memory_share(0.0, 0.0) == 0.0
