@@ -5,7 +5,8 @@ the task.
 
 `exact` for every task: FLOPs and parameters against the whole model as it runs and against its dense equivalent (every
 token through every expert), Δ on the kept task, miss rate. Then, for each seed, three ways to the same number of
-parameters: by contribution to the task under the oracle (ours), by usage over all tasks, at random.
+parameters: by contribution to the task under the oracle (ours), by usage over all tasks, at random. Last, for each seed
+and for the other tasks once, `experts,pagcp`: the exact extraction pruned to COMPOSED with as many epochs as it says.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secateur.compress.experts import Settings, extract
+import secateur as sc
+from secateur.compress.experts import Settings
+from secateur.compress.experts.layers import find
 from secateur.core import machine
-from secateur.core.budget import Budget, Tolerance
+from secateur.core.budget import Tolerance
 from secateur.core.files import write_json
 from secateur.workloads import workload
 
 OUT = Path(__file__).parent / "results" / "experts.json"
+COMPOSED, COMPOSED_EPOCHS = "flops<=21%", 4
+"""Of the whole model as it runs: 11.7 % of its dense equivalent."""
 LOOSE = Tolerance.parse("90%")
 """Nothing is refused at the end: the table shows what was lost."""
 
@@ -38,6 +43,10 @@ def main() -> None:
         for way, settings in _ways(options.epochs).items():
             key = {"way": way, "task": options.task, "seed": seed}
             _row(rows, options.out, document, key, options.budget, settings, given)
+    others = [(task, 0) for task in given.task_names if task != options.task]
+    for task, seed in [*((options.task, seed) for seed in range(options.seeds)), *others]:
+        key = {"way": "experts,pagcp", "task": task, "seed": seed}
+        _row(rows, options.out, document, key, COMPOSED, Settings(epochs=COMPOSED_EPOCHS), given)
     for row in rows:
         print(
             f"{row['way']:13} {row['task']:13} {row['seed']}  params {row['params_pct']:5.1f} %  "
@@ -61,8 +70,10 @@ def _row(
     """Add one run's figures, unless they are there."""
     if any(all(row[name] == value for name, value in key.items()) for row in rows):
         return
-    limits = Budget.parse(budget or None)
-    found = extract(given, [key["task"]], limits, LOOSE, settings, seed=key["seed"])
+    found = sc.extract(
+        given, [key["task"]], budget or None, LOOSE, settings=settings, seed=key["seed"],
+        prune=key["way"] == "experts,pagcp",
+    )  # fmt: skip
     experts, costs, before = found.history["experts"], found.costs, found.costs_before
     rates = experts["points"][-1]["miss_rate"][key["task"]]
     rows.append({
@@ -71,7 +82,7 @@ def _row(
         "flops_of_dense_pct": 100 * costs.flops / experts["dense_equivalent"]["flops"],
         "metric_before": found.metrics_before[key["task"]], "metric": found.metrics["after"][key["task"]],
         "delta_mtl": found.delta_mtl, "identical_on_calibration": bool(experts["exact"]["identical"]),
-        "experts_kept": {path: len(kept) for path, kept in experts["points"][-1]["kept"].items()},
+        "experts_kept": {layer.path: layer.experts for layer in find(found.model)},
         "miss_rate": sum(rates.values()) / len(rates), "seconds": round(found.seconds, 1),
     })  # fmt: skip
     write_json(out, document)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import ExportError
+from secateur.core.experts import execution
 from secateur.export.parity import evaluating
 
 TIME_LIMIT_S = 600
@@ -66,7 +67,7 @@ def _quietly(make: Callable[[Any], Any], traced: Any) -> Any:
 
 def _trace(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
     try:
-        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        with evaluating(model), execution("fixed"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.jit.trace(model, tuple(inputs), check_trace=False).eval()  # type: ignore[no-untyped-call]
     except ExportError:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.errors import ExportError, MissingExtraError, TargetUnavailableError
+from secateur.core.experts import no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.runtime import Array, Runtime
@@ -148,7 +149,10 @@ def build(onnx_file: Path, path: Path, capability: int | None) -> Path:
     network = builder.create_network(typed)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_file)):
-        raise ExportError(f"TensorRT cannot read {onnx_file.name}: {_first_problem(parser, log)}", "try --to onnx")
+        problem = _first_problem(parser, log)
+        if "NonZero" in problem:
+            raise no_routing(f"{trt.__name__} {trt.__version__}")
+        raise ExportError(f"TensorRT cannot read {onnx_file.name}: {problem}", "try --to onnx")
     config = builder.create_builder_config()
     if capability is not None:
         config.num_compute_capabilities = 1

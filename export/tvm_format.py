@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from secateur.core.errors import ExportError, MissingExtraError, SecateurError, TargetUnavailableError
+from secateur.core.experts import no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.runtime import Array, Runtime
@@ -121,6 +122,8 @@ def compile_onnx(
         for each in model.graph.input
         if each.name not in initial
     ]
+    if any(node.op_type == "NonZero" for node in model.graph.node):
+        raise no_routing("TVM")
     for shape, _, name in inputs:
         if not all(shape):
             raise ExportError(

@@ -5,6 +5,7 @@ and its executions, which give the same numbers:
     sparse     expert by expert: tokens gathered, one matrix product each, scattered back (M³ViT's reordering)
     batched    all experts in one padded batched product, for GPUs
     unrolled   `sparse` written for exporters: one gather, product and scatter per expert, token counts left open
+    fixed      for formats without routing: every expert that is left, where a token chooses all of them
     op         one call, `secateur::routed_experts`, in a traced graph: what counting and channel dataflow read
 
 Liang, Fan, Sarkar et al., M³ViT (NeurIPS 2022, arXiv 2210.14793): scores are a softmax over *all* experts, the best k
@@ -22,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Execution = Literal["auto", "dense", "sparse", "batched", "unrolled", "op"]
+from secateur.core.errors import ExportError
+
+Execution = Literal["auto", "dense", "sparse", "batched", "unrolled", "fixed", "op"]
 _execution: Execution = "auto"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -108,8 +111,21 @@ def mix(x: Tensor, scores: Tensor, kept: Tensor, weights: ExpertWeights, k: int,
         kind = "op" if torch.compiler.is_exporting() else "sparse"
     if kind == "op":
         return _op(x, scores, kept, weights, k, renormalise)
-    tokens, flat = x.flatten(0, -2), scores.flatten(0, -2).index_select(-1, kept)
-    return _RUN[kind](tokens, flat, weights, k, renormalise).to(x.dtype).view(x.shape)
+    known = _columns if kind == "fixed" and not torch.compiler.is_exporting() else _selected
+    return (
+        _RUN[kind](x.flatten(0, -2), known(scores.flatten(0, -2), kept), weights, k, renormalise)
+        .to(x.dtype)
+        .view(x.shape)
+    )
+
+
+def _selected(scores: Tensor, kept: Tensor) -> Tensor:
+    return scores.index_select(-1, kept)
+
+
+def _columns(scores: Tensor, kept: Tensor) -> Tensor:
+    """The same for formats that take slices only; their places are written into the graph."""
+    return torch.cat([scores[:, number : number + 1] for number in kept.tolist()], dim=-1)
 
 
 def dense(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
@@ -162,7 +178,7 @@ def unrolled(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormal
     """Each expert's tokens by `nonzero`, whose number a traced graph leaves open. Without a choice to make there is
     none in the graph either: all tokens go through all experts."""
     if k >= len(weights):
-        return dense(x, scores, weights, k, renormalise)
+        return fixed(x, scores, weights, k, renormalise)
     gates, index = route(scores, k, renormalise)
     mixed = torch.zeros_like(x)
     for number in range(len(weights)):
@@ -174,7 +190,28 @@ def unrolled(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormal
     return mixed
 
 
-_RUN = {"dense": dense, "sparse": sparse, "batched": batched, "unrolled": unrolled}
+def no_routing(what: str, why: str = "") -> ExportError:
+    """That something cannot run a mixture of experts as long as there is a choice to make."""
+    return ExportError(
+        f"{what} cannot route tokens to experts{why}",
+        "extract until as many experts are left as a token chooses (a smaller --budget), or export to onnx or openvino",
+    )
+
+
+def fixed(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
+    """One expert after the other for all tokens, where there is no choice to make: plain linear layers.
+
+    Raises:
+        ExportError: there is one.
+    """
+    if k < len(weights):
+        raise no_routing("this format", f", and each chooses {k} of {len(weights)}")
+    gates = dense_gates(scores, k, renormalise)
+    parts = [weights.expert(number, x) * gates[:, number : number + 1] for number in range(len(weights))]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+_RUN = {"dense": dense, "sparse": sparse, "batched": batched, "unrolled": unrolled, "fixed": fixed}
 
 
 def _op(x: Tensor, scores: Tensor, kept: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:

@@ -36,8 +36,9 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        samples, tokens, _ = x.shape
-        query, key, value = self.qkv(x).reshape(samples, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2)
+        )
         attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return result
