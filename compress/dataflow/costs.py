@@ -24,7 +24,7 @@ from secateur.core.costs import Costs
 from secateur.profiles.count import PerSample, peak_activation_bytes, per_sample
 from secateur.profiles.graph import shape
 from secateur.profiles.latency.operators import Operator
-from secateur.profiles.latency.traced import Step, read_graph
+from secateur.profiles.latency.traced import AnyStep, read_graph
 from secateur.profiles.macs import Factor, mac_terms
 
 Floats = NDArray[np.float64]
@@ -116,10 +116,14 @@ class CostModel:
         """The operators, each with the call of the graph that it belongs to."""
         steps, rows = self._steps
         sizes = np.rint(self._at(widths)).astype(np.int64).tolist()
-        return [(step.call, step.operator(lambda node, dim: int(sizes[rows[node, dim]]))) for step in steps]
+
+        def size(node: Node, dim: int) -> int:
+            return int(sizes[rows[node, dim]])
+
+        return [(step.call, operator) for step in steps for operator in step.operators(size)]
 
     @cached_property
-    def _steps(self) -> tuple[list[Step], dict[Factor, int]]:
+    def _steps(self) -> tuple[list[AnyStep], dict[Factor, int]]:
         """Steps of all graphs, and each dimension's row in the table of sizes, which grows by those."""
         steps = [replace(step, name="") for graph in self._graphs for step in read_graph(graph)]
         rows = {factor: self._table.node_dim(*factor) for step in steps for factor in step.factors}

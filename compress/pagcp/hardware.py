@@ -17,7 +17,7 @@ from secateur.compress.dataflow.costs import CostModel
 from secateur.core.budget import Budget, Limit, Pairs, figure
 from secateur.core.costs import Costs
 from secateur.profiles.graph import Graph
-from secateur.profiles.latency.traced import read_graph
+from secateur.profiles.latency.traced import operators_of, read_graph
 from secateur.targets.hardware import Hardware
 
 JUMP = 2.5
@@ -58,7 +58,7 @@ class Loop:
 
     def priced(self, costs: Costs, graphs: Sequence[Graph]) -> Costs:
         """A model's costs with what is predicted of it."""
-        operators = [step.operator() for graph in graphs for step in read_graph(graph)]
+        operators = operators_of(step for graph in graphs for step in read_graph(graph))
         figures = {kind: self.hardware.figure(kind, operators) for kind in self.hardware.kinds}
         return replace(costs, predicted_ms=figures.get("latency"), predicted_mj=figures.get("energy"))
 

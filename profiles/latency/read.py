@@ -14,6 +14,7 @@ from typing import Any
 
 from secateur.core.errors import ExportError
 from secateur.profiles.latency.operators import Operator, Shape
+from secateur.profiles.latency.routed import with_routed_rows
 
 _KINDS = {
     "Conv": "conv", "ConvTranspose": "deconv", "Gemm": "linear", "MaxPool": "pool", "AveragePool": "pool",
@@ -29,15 +30,15 @@ _KINDS = {
     "LogSoftmax": "softmax", "BatchNormalization": "norm", "LayerNormalization": "layernorm",
     "InstanceNormalization": "layernorm", "GroupNormalization": "layernorm", "Pad": "concat", "Expand": "concat",
     "Tile": "concat", "DepthToSpace": "shuffle", "SpaceToDepth": "shuffle", "TopK": "softmax", "ArgMax": "reduce",
+    "Equal": "elementwise", "NonZero": "reduce", "ScatterND": "slice",
 }  # fmt: skip
 _FUNCTIONS = {
     "Relu": "relu", "LeakyRelu": "relu", "Clip": "relu", "Sigmoid": "sigmoid", "HardSigmoid": "hswish",
     "HardSwish": "hswish", "Tanh": "tanh", "Gelu": "gelu", "Erf": "gelu", "Swish": "swish", "Mish": "swish",
 }  # fmt: skip
-_SILENT = frozenset(
-    ("Constant", "ConstantOfShape", "Shape", "Cast", "Identity", "Dropout", "Range", "Size", "QuantizeLinear",
-     "DequantizeLinear")
-)  # fmt: skip
+_KNOWN = frozenset(("Constant", "ConstantOfShape", "Shape", "Range", "Size"))
+"""Known before the model runs, as shapes are."""
+_SILENT = frozenset(("Cast", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear"))
 _FUSES = frozenset(("Relu", "LeakyRelu", "Clip", "BatchNormalization"))
 """What ncnn and ONNX Runtime compute together with the convolution or linear layer before it."""
 _PRODUCTS = ("conv", "deconv", "linear")
@@ -97,7 +98,7 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
             _close(value, path, shapes.get(value.name))
     del model.graph.value_info[:]
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return with_routed_rows(onnx.shape_inference.infer_shapes(model, data_prop=True))
     except Exception as error:  # onnx raises its own C++ errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(
@@ -132,6 +133,7 @@ class _Reader:
         }
         self._constants = set(self._weights)
         self._inputs = [value.name for value in graph.input if value.name not in self._weights]
+        self._batch = next((shape[0] for name in self._inputs if (shape := self._shapes.get(name))), 1) or 1
         self._outputs = [value.name for value in graph.output]
         self._maker = {name: node for node in self._nodes for name in node.output}
         self._uses: dict[str, int] = {}
@@ -189,10 +191,10 @@ class _Reader:
 
     def _silent(self, node: Any) -> bool:
         """Whether a node is bookkeeping, or can be computed before the model runs."""
-        if node.op_type in _SILENT or all(name in self._constants for name in node.input):
+        known = node.op_type in _KNOWN or all(name in self._constants for name in node.input)
+        if known:
             self._constants.update(node.output)
-            return True
-        return False
+        return known or node.op_type in _SILENT
 
     def _fused(self, node: Any) -> bool:
         """Whether the operator before computes this one along."""
@@ -217,9 +219,9 @@ class _Reader:
     def _operator(self, node: Any) -> Operator:
         attributes = {each.name: each for each in node.attribute}
         kind = self._kind(node)
-        inputs = tuple(self._shape(name)[1:] for name in node.input if name and name not in self._constants)
-        output = self._shape(node.output[0])[1:]
-        weights = max((prod(self._weights[name]) for name in node.input if name in self._weights), default=0)
+        inputs = tuple(self._sample(name) for name in node.input if name and name not in self._constants)
+        output = self._sample(node.output[0])
+        weights = max((prod(self._shapes_of(name)) for name in node.input if name in self._constants), default=0)
         window = list(attributes["kernel_shape"].ints) if "kernel_shape" in attributes else [1, 1]
         if kind in ("conv", "deconv"):
             window = list(self._weights.get(node.input[1], (1, 1, *window))[2:]) or window
@@ -248,6 +250,16 @@ class _Reader:
         ):
             return "pool"  # over all of a plane
         return _KINDS.get(node.op_type) or str(node.op_type).lower()
+
+    def _sample(self, name: str) -> Shape:
+        """The shape for one sample: without the batch, or with the rows that it has there (tokens, windows)."""
+        shape = self._shape(name)
+        rows = shape[0] // self._batch if shape and shape[0] % self._batch == 0 else 1
+        return shape[1:] if rows == 1 else (rows, *shape[1:])
+
+    def _shapes_of(self, name: str) -> Shape:
+        """The shape of a constant, (0,) where it is unknown."""
+        return self._weights.get(name) or self._shapes.get(name) or (0,)
 
     def _shape(self, name: str) -> Shape:
         shape = self._weights.get(name) or self._shapes.get(name)

@@ -1,7 +1,7 @@
 """Reading operators from a traced graph, as a runtime would execute them, with sizes left open.
 
     steps = read_graph(graph)
-    [step.operator(size) for step in steps]     # size(node, dim): as traced, or with channels removed
+    operators_of(steps, size)     # size(node, dim): as traced, or with channels removed
 
 The same operators that `read_onnx` finds in the exported file: normalisation folded, activations fused, bookkeeping
 left out. So a model need not be exported to be predicted, and one trace predicts it at any widths.
@@ -9,7 +9,7 @@ left out. So a model need not be exported to be predicted, and one trace predict
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 from secateur.profiles.count import PerSample, per_sample
 from secateur.profiles.graph import Graph, is_in_place, module_path, op_name, shape
 from secateur.profiles.latency.operators import CONVOLUTIONS, Operator, Shape
+from secateur.profiles.latency.routed import rows_of
 from secateur.profiles.macs import Factor, Size, arguments, traced_size
 
 _KINDS = {
@@ -100,6 +101,9 @@ class Step:
             self._groups(inputs[0][0], output[0], weight), prod(weight) if weight else 0, self.function, self.name,
         )  # fmt: skip
 
+    def operators(self, size: Size = traced_size) -> list[Operator]:
+        return [self.operator(size)]
+
     def _groups(self, ins: int, outs: int, weight: list[int]) -> int:
         """Groups of a convolution: each channel that goes takes its own one along, where it has one."""
         channels = outs if self.kind == "deconv" else ins
@@ -116,7 +120,68 @@ class Step:
         return found or (1,)
 
 
-def read_graph(graph: Graph) -> list[Step]:
+@dataclass(frozen=True)
+class RoutedStep:
+    """A mixture of experts, whose operators are as many as experts are left: tokens are found, multiplied and brought
+    back for each of them; where no choice is left, all tokens go through all experts.
+
+    Attributes:
+        x: dimensions of the tokens. weight: of the stacked weights, (experts, hidden, width).
+        products: linear layers of one expert but for the last.
+        call: of the graph that it is.
+    """
+
+    x: Dims
+    weight: Dims
+    batch: int
+    k: int
+    products: int
+    name: str = ""
+    call: Node | None = None
+
+    @property
+    def factors(self) -> Dims:
+        return self.x + self.weight
+
+    def operators(self, size: Size = traced_size) -> list[Operator]:
+        """The operators at sizes, for one sample."""
+        tokens = prod(size(*factor) for factor in self.x[:-1]) // self.batch
+        experts, hidden, width = (size(*factor) for factor in self.weight)
+        if self.k >= experts:
+            return self._expert(tokens, hidden, width) * experts
+        rows = rows_of(tokens * self.k, experts)
+        return (self._queue(tokens, rows, width) + self._expert(rows, hidden, width)) * experts
+
+    def _expert(self, rows: int, hidden: int, width: int) -> list[Operator]:
+        """Linear layers, activation, the product of gated experts, and the gate."""
+        up, down = (rows, hidden), (rows, width)
+        first = Operator("linear", (down,), up, weights=hidden * width, name=self.name)
+        last = replace(first, inputs=(up,), output=down)
+        gelu, product = self._plain("activation", up, "gelu"), self._plain("elementwise", up)
+        gate = self._plain("elementwise", down)
+        return [*[first] * self.products, gelu, *[product] * (self.products - 1), last, gate]
+
+    def _queue(self, tokens: int, rows: int, width: int) -> list[Operator]:
+        """Finding an expert's tokens and their gates, gathering both, and bringing the results back."""
+        sizes: dict[str, list[Shape]] = {
+            "elementwise": [(tokens, self.k)] * 2, "reduce": [(tokens, self.k)] * 2 + [(tokens,)], "shuffle": [(rows,)],
+            "reshape": [(rows,)] * 3, "slice": [(rows, 1), (rows, width), (rows, width)],
+        }  # fmt: skip
+        return [self._plain(kind, shape) for kind, shapes in sizes.items() for shape in shapes]
+
+    def _plain(self, kind: str, shape: Shape, function: str = "") -> Operator:
+        return Operator(kind, (shape,), shape, function=function, name=self.name)
+
+
+AnyStep = Step | RoutedStep
+
+
+def operators_of(steps: Iterable[AnyStep], size: Size = traced_size) -> list[Operator]:
+    """The operators of steps at sizes, for one sample."""
+    return [operator for step in steps for operator in step.operators(size)]
+
+
+def read_graph(graph: Graph) -> list[AnyStep]:
     """The operators of a graph in its order."""
     sample, again = per_sample(graph), _repeated(graph)
     calls = [node for node in graph.compute if node not in again and _runs(node, sample)]
@@ -163,7 +228,7 @@ def _gates(node: Node) -> bool:
     )
 
 
-def _steps(node: Node, sample: PerSample) -> Iterator[Step]:
+def _steps(node: Node, sample: PerSample) -> Iterator[AnyStep]:
     given, output = arguments(node), _tensor(node)
     if output is None:
         return
@@ -191,15 +256,17 @@ def _attention(node: Node, given: dict[str, Any], batch: int) -> Iterator[Step]:
     yield Step("matmul", (scores, value), _dims(node), batch, name=place)
 
 
-def _routed_experts(node: Node, given: dict[str, Any], batch: int) -> Iterator[Step]:
-    """Every token goes through k experts of two linear layers each, three if they are gated."""
-    x, (experts, *inside) = _dims(given["x"]), _dims(given["up"])
-    products = (3 if given.get("glu") is not None else 2) * min(given["k"], traced_size(*experts))
-    for _ in range(products):
-        yield Step("linear", (x,), (*x[:-1], inside[0]), batch, tuple(inside), name=module_path(node))
+def _routed_experts(node: Node, given: dict[str, Any], batch: int) -> Iterator[RoutedStep]:
+    yield RoutedStep(
+        _dims(given["x"]), _dims(given["up"]), batch, given["k"], 2 if given.get("glu") is not None else 1,
+        module_path(node),
+    )  # fmt: skip
 
 
-_SEVERAL = {"scaled_dot_product_attention": _attention, "routed_experts": _routed_experts}
+_SEVERAL: dict[str, Callable[..., Iterator[AnyStep]]] = {
+    "scaled_dot_product_attention": _attention,
+    "routed_experts": _routed_experts,
+}
 """Ops that a runtime executes as several operators."""
 
 

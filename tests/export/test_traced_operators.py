@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur.core.experts import ExpertWeights, mix
 from secateur.core.task import Task, Workload
 from secateur.export.onnx import to_onnx
 from secateur.profiles.graph import capture
 from secateur.profiles.latency import Operator, read_onnx
-from secateur.profiles.latency.traced import Step, read_graph
+from secateur.profiles.latency.traced import AnyStep, RoutedStep, operators_of, read_graph
+from secateur.profiles.macs import traced_size
 
 
 class Branches(nn.Module):
@@ -54,7 +56,7 @@ def operators(model: nn.Module, tasks: tuple[str, ...], path: Path) -> tuple[lis
     named = tuple(Task(name, nn.functional.mse_loss, None, "lower") for name in tasks)  # type: ignore[arg-type]
     workload = Workload("w", model.eval(), inputs, named, train=[], calibration=[], test=[])
     steps = read_graph(capture(model, inputs))
-    return [step.operator() for step in steps], read_onnx(to_onnx(model, workload, path / "model.onnx"))
+    return operators_of(steps), read_onnx(to_onnx(model, workload, path / "model.onnx"))
 
 
 def described(found: list[Operator], kinds: tuple[str, ...] = ()) -> Counter[object]:
@@ -65,8 +67,8 @@ def described(found: list[Operator], kinds: tuple[str, ...] = ()) -> Counter[obj
     )
 
 
-def by_size(steps: list[Step]) -> list[tuple[object, ...]]:
-    found = [step.operator() for step in steps]
+def by_size(steps: list[AnyStep]) -> list[tuple[object, ...]]:
+    found = operators_of(steps)
     return [(each.kind, each.macs, each.elements_in, each.elements_out, each.channels) for each in found]
 
 
@@ -86,6 +88,44 @@ def test_of_attention_the_products_are_the_same(tmp_path: Path) -> None:
     assert Counter(each.kind for each in traced if each.kind in kinds) == Counter(
         each.kind for each in written if each.kind in kinds
     )
+
+
+class Mixture(nn.Module):
+    """Eight tokens of width 6 and, of four experts with 10 hidden channels, the best k."""
+
+    def __init__(self, k: int, gated: bool) -> None:
+        super().__init__()
+        self.k = k
+        self.up, self.down = nn.Parameter(torch.randn(4, 10, 6)), nn.Parameter(torch.randn(4, 6, 10))
+        self.glu = nn.Parameter(torch.randn(4, 10, 6)) if gated else None
+        self.register_buffer("kept", torch.arange(4))
+        self.embed, self.gate = nn.Conv2d(3, 6, (4, 8), (4, 8)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        scores = self.gate(tokens).softmax(-1)
+        return {"mixed": mix(tokens, scores, self.kept, ExpertWeights(self.up, self.down, glu=self.glu), self.k)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("k", "rows"), [(1, 2), (3, 6), (4, 8)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_expert_works_on_its_share_of_the_tokens(k: int, rows: int, gated: bool, tmp_path: Path) -> None:
+    traced, written = operators(Mixture(k, gated), ("mixed",), tmp_path)
+    for found in (traced, written):
+        products = [each for each in found if each.kind == "linear" and each.weights == 60]
+        assert [each.macs for each in products] == [60 * rows] * (12 if gated else 8)
+    finding = [sum(each.kind == "reduce" for each in found) for found in (traced, written)]
+    assert finding == ([12, 12] if k < 4 else [0, finding[1]])  # nothing is searched where no choice is left
+
+
+def test_fewer_experts_are_fewer_operators() -> None:
+    steps = read_graph(capture(Mixture(1, False), torch.randn(2, 3, 16, 16)))
+    (step,) = (each for each in steps if isinstance(each, RoutedStep))
+    experts = step.weight[0]
+    whole = step.operators()
+    half = step.operators(lambda *factor: 2 if factor == experts else traced_size(*factor))
+    assert (len(whole), len(half)) == (64, 32)
+    assert sum(each.macs for each in whole) == sum(each.macs for each in half)
 
 
 def test_the_batch_of_the_trace_does_not_matter() -> None:

@@ -57,6 +57,28 @@ def test_an_activation_that_others_also_need_the_input_of_stays(tmp_path: Path) 
     assert [each.kind for each in read_onnx(path)] == ["conv", "activation", "elementwise"]
 
 
+def test_what_passes_through_a_cast_or_an_identity_is_computed_all_the_same(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("Dropout", ["y"], ["z"]),
+        conv("w", "z", "out"),
+    ]
+    (found,) = read_onnx(save(tmp_path / "m.onnx", nodes, {"w": (8, 4, 3, 3)}, ["n", 4, 6, 6]))
+    assert (found.kind, found.macs) == ("conv", 8 * 4 * 9 * 16)
+
+
+@pytest.mark.parametrize("batch", ["n", 3])
+def test_rows_that_a_sample_has_in_the_batch_are_counted(batch: object, tmp_path: Path) -> None:
+    """[N, 5, 4] flattened to [5 N, 4], as windows and routed tokens are."""
+    nodes = [helper.make_node("Reshape", ["x", "flat"], ["y"]), helper.make_node("Gemm", ["y", "w"], ["out"])]
+    path = save(tmp_path / "m.onnx", nodes, {"w": (4, 7)}, [batch, 5, 4])
+    model = onnx.load(path)
+    model.graph.initializer.append(helper.make_tensor("flat", TensorProto.INT64, [2], [-1, 4]))
+    onnx.save(model, path)
+    (found,) = (each for each in read_onnx(path) if each.kind == "linear")
+    assert (found.macs, found.inputs, found.output) == (4 * 7 * 5, ((5, 4),), (5, 7))
+
+
 def test_memory_is_what_exists_at_one_time(tmp_path: Path) -> None:
     nodes = [
         conv("w", "x", "a", kernel_shape=[1, 1]),  # x 48, a 128 elements
