@@ -7,8 +7,9 @@ from pathlib import Path
 
 from secateur.compress import pagcp
 from secateur.compress.compressed import Compressed
-from secateur.core.budget import Budget, Limit, Tolerance, figure
-from secateur.core.costs import Costs
+from secateur.compress.pagcp.hardware import Loop
+from secateur.compress.runs import drops_too_large
+from secateur.core.budget import Budget, Tolerance
 from secateur.core.task import delta_mtl
 
 
@@ -21,13 +22,15 @@ def then_prune(
     seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
+    loop: Loop | None = None,
 ) -> Compressed:
     """Prune an extraction's chosen model to a budget. Limits and drops refer to the whole model that was extracted
     from; the points of both follow each other, from large to small."""
     before = extracted.costs_before
-    absolute = Budget(tuple(_absolute(limit, before) for limit in budget.limits))
     small = extracted.workload.with_model(extracted.model)
-    pruned = pagcp.prune(small, absolute, tolerance, settings, seed=seed, state=state, resume=resume)
+    pruned = pagcp.prune(
+        small, budget, tolerance, settings, seed=seed, state=state, resume=resume, loop=loop, before=before
+    )
     first = len(extracted.points) - 1
     points = [
         replace(
@@ -38,12 +41,9 @@ def then_prune(
         for point in pruned.points
     ]
     later = [{**line, "round": line["round"] + first + 1} for line in pruned.history["decisions"]]
-    misses = budget.misses(points[-1].costs, before)
-    for task in small.tasks:
-        change = task.relative_change(extracted.metrics_before[task.name], points[-1].metrics[task.name])
-        allowed = tolerance.of(task.name)
-        if -change > allowed + 1e-9:
-            misses.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
+    figures = pruned.on_target.figures if pruned.on_target else None
+    misses = budget.misses(points[-1].costs, before, figures)
+    misses += drops_too_large(small.tasks, tolerance, extracted.metrics_before, points[-1].metrics)
     history = {
         **pruned.history,
         "experts": extracted.history["experts"],
@@ -56,10 +56,5 @@ def then_prune(
         extracted, method="experts,pagcp", budget=budget, tolerance=tolerance, points=[*extracted.points, *points],
         chosen=len(extracted.points) + pruned.chosen, misses=misses, history=history, oracle=pruned.oracle,
         settings={"experts": extracted.settings, "pagcp": pruned.settings},
-        seconds=extracted.seconds + pruned.seconds,
+        seconds=extracted.seconds + pruned.seconds, on_target=pruned.on_target,
     )  # fmt: skip
-
-
-def _absolute(limit: Limit, before: Costs) -> Limit:
-    original, _ = figure(limit.kind, before, before)
-    return replace(limit, value=limit.absolute(original), relative=False)

@@ -10,14 +10,12 @@ smaller. Liang, Fan, Sarkar et al., M³ViT (NeurIPS 2022): a single task needs o
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
@@ -34,18 +32,19 @@ from secateur.compress.experts.twin import twinned
 from secateur.compress.experts.usage import Table, measure, miss_rate, probe
 from secateur.compress.finetune import Recipe, finetune
 from secateur.compress.journal import Journal
+from secateur.compress.pagcp.front import step_limits
+from secateur.compress.pagcp.hardware import Judge, Loop, told_apart
 from secateur.compress.pagcp.oracle import Spent
-from secateur.core.budget import Budget, Limit, Tolerance, figure
+from secateur.compress.runs import drops_too_large, fingerprint, strictness
+from secateur.core.budget import Budget, Limit, Tolerance
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError
 from secateur.core.files import canonical_json
 from secateur.core.predict import check, evaluate
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
-from secateur.profiles.count import count
+from secateur.profiles.count import count, count_graphs
 from secateur.profiles.graph import capture_tasks
-
-STATIC_KINDS = ("flops", "params", "memory", "size")
 
 
 def extract(
@@ -59,16 +58,19 @@ def extract(
     seed: int = 0,
     state: Path | None = None,
     resume: bool = False,
+    loop: Loop | None = None,
 ) -> Extracted:
     """Extract the model that some tasks need. The workload's own model is not changed.
 
     Args:
         tasks: to keep; all by default.
         sets: of these tasks, between which a device switches: each point gets a bank, see `bank`.
-        budget: limits on flops, params, memory or size, in relation to the whole multi-task model; without one, the
-            exact extraction is the result.
+        budget: limits on flops, params, memory or size, in relation to the whole multi-task model, and with a `loop` on
+            latency and energy, in relation to the whole model computing the kept tasks; without any, the exact
+            extraction is the result.
         tolerance: allowed relative drop of each kept task's metric, checked on the test split at the end.
         state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result.
+        loop: the target that limits on latency and energy refer to; with one, all costs have what it predicts.
 
     Raises:
         BudgetError, ModelError, DataError: wrong input, found before any long work.
@@ -76,13 +78,14 @@ def extract(
     started = time.monotonic()
     names = tuple(workload.task_names if tasks is None else tasks)
     check_sets(sets)
-    run = _Run(workload, names, budget or Budget(), tolerance or Tolerance(), settings or Settings(), seed, sets)
+    run = _Run(workload, names, budget or Budget(), tolerance or Tolerance(), settings or Settings(), seed, sets, loop)
     journal = Journal(state, run.identity(), resume=resume)
+    run.judge = Judge(loop, run.before, journal)
     points = run.points(journal)
     return Extracted(
         run.kept, "experts", run.budget, run.tolerance, points, len(points) - 1, run.before, run.metrics_before,
         run.misses(points[-1]), run.history(), dict(vars(run.spent)), run.settings.as_json(), seed,
-        time.monotonic() - started, run.banks,
+        time.monotonic() - started, run.banks, on_target=run.judge.on_target() if run.budget.on_target else None,
     )  # fmt: skip
 
 
@@ -100,17 +103,20 @@ class Extracted(Compressed):
 class _Run:
     def __init__(
         self, workload: Workload, tasks: tuple[str, ...], budget: Budget, tolerance: Tolerance, settings: Settings,
-        seed: int, sets: Sequence[Sequence[str]],
+        seed: int, sets: Sequence[Sequence[str]], loop: Loop | None,
     ) -> None:  # fmt: skip
         self.whole, self.budget, self.tolerance, self.settings, self.seed = workload, budget, tolerance, settings, seed
+        self.loop = loop
+        self.judge: Judge
         if not tasks:
             raise BudgetError("no task is kept", f"the tasks are: {', '.join(workload.task_names)}")
         self.kept, self.sets, self.banks = workload.select_tasks(tasks), sets, list[Any]()
         tolerance.check(self.kept.task_names)
-        _check_budget(budget)
+        _check_budget(budget, loop)
         self.layers = find(workload.model)
         probe(workload.model, self.layers, workload.calibration, workload.task_names)
         check(workload)
+        self.before = self._costs(workload.model, workload.task_names)
         self.spent, self.table = Spent(), Table()
         self.records: list[dict[str, Any]] = []
         self.exact: dict[str, float] = {}
@@ -120,7 +126,6 @@ class _Run:
     def points(self, journal: Journal) -> list[CompressedPoint]:
         """The exact point, then those of the rounds towards the budget."""
         whole = self.whole
-        self.before = count(twinned(whole.model), whole.example_input, whole.task_names).costs
         self.metrics_before = self._metrics(journal, "before", whole.model)
         model, channels = copy.deepcopy(whole.model).eval(), ChannelMap()
         if self.settings.top_k is not None:
@@ -135,8 +140,11 @@ class _Run:
         self._bank(journal, model, "exact")
         rounds = self.settings.points if self.budget.misses(found[0].costs, self.before) else 0
         for number in range(rounds):
-            small = self._remove(journal, model, number, self._limits(number, rounds, found[0].costs))
-            channels = self._cut(model, channels, small)
+            limits = step_limits(self.budget, (number + 1) / rounds, found[0].costs, self.before)
+            channels = self._cut(model, channels, self._remove(journal, model, number, limits))
+            if number + 1 == rounds and (further := self._missed(model, number)):
+                channels = self._cut(model, channels, self._remove(journal, model, number, further, "/correction"))
+                self.judge.check(f"round{number}/correction/check", model)
             self._finetune(journal, model, number, rounds)
             found.append(self._point(journal, model, channels, f"round{number}"))
             self._bank(journal, model, f"round{number}")
@@ -171,34 +179,40 @@ class _Run:
             table.tasks |= journal.step(f"{label}/{task}", run, Table.as_json, Table.from_json).tasks
         return table
 
-    def _remove(self, journal: Journal, model: nn.Module, number: int, limits: list[Limit]) -> ChannelMap:
-        """One round: which experts go from the model as it is."""
+    def _costs(self, model: nn.Module, tasks: Sequence[str]) -> Costs:
+        """What a model costs for some tasks, and what the target predicts for those that are kept."""
+        traceable = twinned(model)
+        graphs = capture_tasks(traceable, self.whole.example_input, tasks)
+        costs = count_graphs(graphs, traceable, tasks).costs
+        if self.loop is None:
+            return costs
+        if len(graphs) > 1:  # tasks run one at a time
+            graphs = [graph for task, graph in zip(tasks, graphs, strict=True) if task in self.kept.task_names]
+        return self.loop.priced(costs, graphs)
+
+    def _missed(self, model: nn.Module, number: int) -> list[Limit] | None:
+        """The limits to go on to, where the target does not give what was predicted."""
+        if not self.budget.on_target:
+            return None
+        costs = self._costs(model, self.kept.task_names)
+        return self.judge.corrected(f"round{number}/check", model, costs, self.budget.limits)
+
+    def _remove(
+        self, journal: Journal, model: nn.Module, number: int, limits: list[Limit], more: str = ""
+    ) -> ChannelMap:
+        """Which experts go from the model as it is; `more` tells a second time within a round from the first."""
+        label = f"round{number}{more}"
         tasks = self.whole.task_names if self.settings.order == "usage" else self.kept.task_names
         table = self.table
         if tasks == self.kept.task_names:
-            table = self._calibrate(journal, model, f"round{number}/calibrate", tasks)
+            table = self._calibrate(journal, model, f"{label}/calibrate", tasks)
         one = removal.Removal(
-            twinned(model), self.kept, self.settings, table, journal, f"round{number}", self.spent,
-            max(layer.top_k for layer in find(model)), self.seed,
+            twinned(model), self.kept, self.settings, table, journal, label, self.spent,
+            max(layer.top_k for layer in find(model)), self.seed, None if self.loop is None else self.loop.hardware,
         )  # fmt: skip
-        kept: Keep = one.run(limits, self.before, self._strictness())
+        kept: Keep = one.run(limits, self.before, strictness(self.tolerance, self.kept.task_names))
         self.decisions += [{"round": number + 1, **decision} for decision in one.decisions]
         return expert_map(model, find(model), kept)
-
-    def _limits(self, number: int, rounds: int, exact: Costs) -> list[Limit]:
-        """A round's limits: geometric steps from the exact extraction to the budget."""
-        share, limits = (number + 1) / rounds, []
-        for limit in self.budget.limits:
-            start, original = figure(limit.kind, exact, self.before)
-            fraction = min(limit.absolute(original) / start, 1.0) ** share * start / original
-            limits.append(replace(limit, value=fraction, relative=True))
-        return limits
-
-    def _strictness(self) -> dict[str, float]:
-        """Each task's factor on τ: its tolerance over the mean tolerance, as PAGCP has it."""
-        drops = {name: self.tolerance.of(name) for name in self.kept.task_names}
-        mean = sum(drops.values()) / len(drops)
-        return {name: drop / mean if mean else 1.0 for name, drop in drops.items()}
 
     def _finetune(self, journal: Journal, model: nn.Module, number: int, rounds: int) -> None:
         settings = self.settings
@@ -211,7 +225,7 @@ class _Run:
             self.curves.append({"round": number, **entry})
 
     def _point(self, journal: Journal, model: nn.Module, channels: ChannelMap, label: str) -> CompressedPoint:
-        costs = count(twinned(model), self.kept.example_input, self.kept.task_names).costs
+        costs = self._costs(model, self.kept.task_names)
         metrics = self._metrics(journal, f"{label}/metrics", model)
         layers = find(model)
         self.records.append({
@@ -248,13 +262,8 @@ class _Run:
 
     def misses(self, point: CompressedPoint) -> list[str]:
         """What of budget and tolerance does not hold."""
-        found = self.budget.misses(point.costs, self.before)
-        for task in self.kept.tasks:
-            change = task.relative_change(self.metrics_before[task.name], point.metrics[task.name])
-            allowed = self.tolerance.of(task.name)
-            if -change > allowed + 1e-9:
-                found.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
-        return found
+        found = self.budget.misses(point.costs, self.before, self.judge.figures)
+        return found + drops_too_large(self.kept.tasks, self.tolerance, self.metrics_before, point.metrics)
 
     def history(self) -> dict[str, Any]:
         """What the report shows. Groups are layers, their channels are experts."""
@@ -288,7 +297,7 @@ class _Run:
         return {
             "method": "experts", "tasks": list(self.kept.task_names), "budget": str(self.budget),
             "drop": str(self.tolerance), "seed": self.seed, "settings": self.settings.as_json(),
-            "model": _fingerprint(self.whole.model),
+            "model": fingerprint(self.whole.model), "target": told_apart(self.loop, self.before),
         }  # fmt: skip
 
 
@@ -309,18 +318,9 @@ def _exact_decision(layer: ExpertLayer, record: Mapping[str, Any]) -> dict[str, 
     }  # fmt: skip
 
 
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_budget(budget: Budget) -> None:
-    for limit in budget.limits:
-        if limit.kind not in STATIC_KINDS:
-            raise BudgetError(
-                f"this version does not extract to a budget on {limit.kind}",
-                f"give one on {', '.join(STATIC_KINDS)}; `secateur select` then chooses by {limit.kind}",
-            )
+def _check_budget(budget: Budget, loop: Loop | None) -> None:
+    if budget.on_target and loop is None:
+        raise BudgetError(
+            f"{budget.on_target} is a limit on a target, and none is given",
+            "name one, for example: --target cpu, or limit flops, params, memory or size",
+        )

@@ -31,6 +31,7 @@ from secateur.core.costs import Costs
 from secateur.core.progress import bar
 from secateur.core.task import Workload
 from secateur.profiles.graph import capture_tasks
+from secateur.targets.hardware import Hardware
 
 Kept = dict[str, list[int]]
 
@@ -67,6 +68,7 @@ class Removal:
     spent: Spent
     top_k: int
     seed: int = 0
+    hardware: Hardware | None = None
     decisions: list[dict[str, Any]] = field(default_factory=list)
     current: dict[str, float] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ class Removal:
 
     def run(self, limits: Sequence[Limit], before: Costs, strictness: dict[str, float]) -> Kept:
         """The places of the experts that stay in each layer."""
-        target = Target(limits, before, self.costs)
+        target = Target(limits, before, self.costs, self.hardware)
         kept: Kept = {path: list(range(layer.experts)) for path, layer in self.layers.items()}
         if self._met(target, kept):
             return kept

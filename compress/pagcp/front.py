@@ -35,18 +35,32 @@ def check_front(budget: Budget, shares: Sequence[float], before: Costs) -> None:
         )
 
 
-def round_limits(budget: Budget, settings: Settings, number: int, before: Costs) -> list[Limit]:
-    """What a round prunes to: the point of the front, else a geometric step from the original to the budget."""
+def round_limits(
+    budget: Budget, settings: Settings, number: int, before: Costs, start: Costs | None = None
+) -> list[Limit]:
+    """What a round prunes to: the point of the front, else a geometric step to the budget from where the run starts,
+    which is the original unless `start` tells."""
     front = settings.front
+    if not front:
+        return step_limits(budget, (number + 1) / settings.rounds, start or before, before)
+    fractions = {limit.kind: _fraction(limit, before) for limit in budget.limits}
+    return [
+        _limit(kind, max(front[number], fraction) if number < len(front) else fraction)
+        for kind, fraction in fractions.items()
+    ]
+
+
+def step_limits(budget: Budget, share: float, start: Costs, before: Costs) -> list[Limit]:
+    """Limits at a share of the way from costs to the budget, in geometric steps; relative to `before`."""
     found = []
     for limit in budget.limits:
-        fraction = _fraction(limit, before)
-        if not front:
-            share = fraction ** ((number + 1) / settings.rounds)
-        else:
-            share = max(front[number], fraction) if number < len(front) else fraction
-        found.append(Limit(limit.kind, share, True, f"{limit.kind}<={100 * share:g}%"))
+        reached, original = figure(limit.kind, start, before)
+        found.append(_limit(limit.kind, min(limit.absolute(original) / reached, 1.0) ** share * (reached / original)))
     return found
+
+
+def _limit(kind: str, share: float) -> Limit:
+    return Limit(kind, share, True, f"{kind}<={100 * share:g}%")
 
 
 def front_misses(budget: Budget, settings: Settings, reached: Sequence[Costs], before: Costs) -> list[str]:

@@ -14,8 +14,11 @@ import numpy as np
 from torch import nn
 
 from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.journal import Journal
 from secateur.core.budget import Budget, Limit, Pairs, figure
+from secateur.core.bundle import OnTarget
 from secateur.core.costs import Costs
+from secateur.core.progress import say
 from secateur.profiles.graph import Graph
 from secateur.profiles.latency.traced import operators_of, read_graph
 from secateur.targets.hardware import Hardware
@@ -61,6 +64,57 @@ class Loop:
         operators = operators_of(step for graph in graphs for step in read_graph(graph))
         figures = {kind: self.hardware.figure(kind, operators) for kind in self.hardware.kinds}
         return replace(costs, predicted_ms=figures.get("latency"), predicted_mj=figures.get("energy"))
+
+
+class Judge:
+    """What the limits on a target were judged by within one run: the last check, and the corrections that it led to.
+
+    Without a loop it has nothing to say.
+    """
+
+    def __init__(self, loop: Loop | None, before: Costs, journal: Journal) -> None:
+        self._loop, self._before, self._journal = loop, before, journal
+        self._scales: dict[str, float] = {}
+        self._checked: Checked | None = None
+
+    def corrected(self, key: str, model: nn.Module, costs: Costs, limits: Sequence[Limit]) -> list[Limit] | None:
+        """The limits to go on to, where a cut model does not reach on the target what was predicted; latency does not
+        depend on weights, so there is no need to fine-tune first."""
+        checked = self.check(key, model)
+        if checked is None:
+            return None
+        asked = Budget(tuple(limits))
+        self._scales = corrections(asked, costs, self._before, checked)
+        for kind, scale in self._scales.items():
+            say(f"{kind} is {scale:.2f} times what was predicted: pruning on")
+        return corrected(asked, self._scales, checked.source) if self._scales else None
+
+    def check(self, key: str, model: nn.Module) -> Checked | None:
+        """What the exported model takes on the target."""
+        if self._loop is not None and (check_model := self._loop.check) is not None:
+            self._checked = self._journal.step(
+                key, lambda: check_model(model), lambda found: found and found.as_json(),
+                lambda found: found and Checked.from_json(found),
+            )  # fmt: skip
+        return self._checked
+
+    @property
+    def figures(self) -> Pairs | None:
+        """Those of the last check."""
+        return self._checked.figures if self._checked else None
+
+    def on_target(self) -> OnTarget | None:
+        """What limits on latency and energy were judged by."""
+        if self._loop is None:
+            return None
+        hardware = self._loop.hardware
+        known = {} if self._checked is None else self._checked.as_json()
+        return OnTarget(target=hardware.target, basis=hardware.basis, corrections=self._scales, **known)
+
+
+def told_apart(loop: Loop | None, before: Costs) -> str | None:
+    """What tells one target's predictions from another's: a calibration may have gone on meanwhile."""
+    return None if loop is None else f"{loop.hardware.target} {before.predicted_ms} {before.predicted_mj}"
 
 
 def device_counts(costs: CostModel, hardware: Hardware) -> dict[str, list[int]]:

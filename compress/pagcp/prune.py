@@ -9,13 +9,11 @@ runs one sequence as published. What differs otherwise is said in docs/pagcp.md.
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.compress import ranks
@@ -28,15 +26,14 @@ from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.compensation import compensate
 from secateur.compress.pagcp.front import check_front, epochs, front_misses, round_limits, with_front
-from secateur.compress.pagcp.hardware import Checked, Loop, corrected, corrections
+from secateur.compress.pagcp.hardware import Judge, Loop, told_apart
 from secateur.compress.pagcp.round import Record, Round
 from secateur.compress.pagcp.settings import Settings
+from secateur.compress.runs import drops_too_large, fingerprint, strictness
 from secateur.core.budget import Budget, Limit, Tolerance
-from secateur.core.bundle import OnTarget
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError
 from secateur.core.predict import check, evaluate
-from secateur.core.progress import say
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl
 from secateur.profiles.count import count_graphs
@@ -53,6 +50,7 @@ def prune(
     state: Path | None = None,
     resume: bool = False,
     loop: Loop | None = None,
+    before: Costs | None = None,
 ) -> Compressed:
     """Prune a workload's model to a budget. The workload's own model is not changed.
 
@@ -64,38 +62,42 @@ def prune(
         state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result. It
             stays until the caller has put the result in a safe place, and removes it.
         loop: the target that limits on latency and energy refer to.
+        before: costs that relative limits refer to, where the model is itself a compressed one.
 
     Raises:
         BudgetError, ModelError, DataError: wrong input, found before any long work.
     """
     started = time.monotonic()
     budget, settings = with_front(budget, settings or Settings())
-    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed, loop)
+    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed, loop, before)
     journal = Journal(state, run.identity(), resume=resume)
+    run.judge = Judge(run.loop, run.before, journal)
     with ranks.joined():
         points, metrics_before = run.points(journal)
     return Compressed(
         workload, "pagcp", budget, run.tolerance, points, len(points) - 1, run.before, metrics_before,
         run.misses(points, metrics_before), run.history(), dict(vars(run.record.spent)),
-        run.settings.as_json(), seed, time.monotonic() - started, on_target=run.on_target(),
+        run.settings.as_json(), seed, time.monotonic() - started, on_target=run.judge.on_target(),
     )  # fmt: skip
 
 
 class _Run:
     def __init__(
-        self, workload: Workload, budget: Budget, tolerance: Tolerance, settings: Settings, seed: int, loop: Loop | None
-    ) -> None:
+        self, workload: Workload, budget: Budget, tolerance: Tolerance, settings: Settings, seed: int,
+        loop: Loop | None, before: Costs | None,
+    ) -> None:  # fmt: skip
         self.workload, self.budget, self.tolerance, self.settings, self.seed, self.loop = (
             workload, budget, tolerance, settings, seed, loop if budget.on_target else None,
         )  # fmt: skip
-        self.record, self.scales = Record(), dict[str, float]()
-        self.checked: Checked | None = None
+        self.record = Record()
+        self.judge: Judge
         self.curves: list[dict[str, Any]] = []
         tolerance.check(workload.task_names)
         saliency.find(settings.saliency)
         _check_budget(budget, settings, loop)
         check(workload)
-        self.before = self._costs(workload.model)
+        self.start = self._costs(workload.model)
+        self.before = before or self.start
         check_front(budget, settings.front, self.before)
 
     def points(self, journal: Journal) -> tuple[list[CompressedPoint], dict[str, float]]:
@@ -107,11 +109,11 @@ class _Run:
             channels = trace(model, workload.example_input, workload.task_names).channel_map({}, remove_dead=True)
             channels.apply(model)
         for number in range(self.settings.rounds):
-            limits = round_limits(self.budget, self.settings, number, self.before)
+            limits = round_limits(self.budget, self.settings, number, self.before, self.start)
             channels = channels.then(self._prune(journal, model, number, limits))
-            for limits in self._missed(journal, model, number):
-                channels = channels.then(self._prune(journal, model, number, limits, "/correction"))
-                self._check(journal, f"round{number}/correction/check", model)
+            if further := self._missed(model, number):
+                channels = channels.then(self._prune(journal, model, number, further, "/correction"))
+                self.judge.check(f"round{number}/correction/check", model)
             self._finetune(journal, model, number)
             metrics = self._metrics(journal, f"round{number}/metrics", model)
             delta = delta_mtl(workload.tasks, metrics_before, metrics)
@@ -124,45 +126,21 @@ class _Run:
         costs = count_graphs(graphs, model, workload.task_names).costs
         return costs if self.loop is None else self.loop.priced(costs, graphs)
 
-    def _missed(self, journal: Journal, model: nn.Module, number: int) -> list[list[Limit]]:
-        """The limits of one more run of this round, where the cut model does not reach on the target what was
-        predicted; latency does not depend on weights, so there is no need to fine-tune first."""
+    def _missed(self, model: nn.Module, number: int) -> list[Limit] | None:
+        """The limits of one more run of this round, where the target does not give what was predicted."""
         last = number == self.settings.rounds - 1
         if self.loop is None or not (last or self.settings.front):
-            return []
-        limits = self.budget.limits if last else round_limits(self.budget, self.settings, number, self.before)
-        checked, asked = self._check(journal, f"round{number}/check", model), Budget(tuple(limits))
-        if checked is None:
-            return []
-        self.scales = corrections(asked, self._costs(model), self.before, checked)
-        for kind, scale in self.scales.items():
-            say(f"{kind} is {scale:.2f} times what was predicted: pruning on")
-        return [corrected(asked, self.scales, checked.source)] if self.scales else []
-
-    def _check(self, journal: Journal, key: str, model: nn.Module) -> Checked | None:
-        """What the exported model takes on the target."""
-        assert self.loop is not None
-        if (check_model := self.loop.check) is not None:
-            self.checked = journal.step(
-                key, lambda: check_model(model), lambda found: found and found.as_json(),
-                lambda found: found and Checked.from_json(found),
-            )  # fmt: skip
-        return self.checked
-
-    def on_target(self) -> OnTarget | None:
-        """What limits on latency and energy were judged by."""
-        if self.loop is None:
             return None
-        hardware = self.loop.hardware
-        known = {} if self.checked is None else self.checked.as_json()
-        return OnTarget(target=hardware.target, basis=hardware.basis, corrections=self.scales, **known)
+        limits = self.budget.limits if last else round_limits(self.budget, self.settings, number, self.before)
+        return self.judge.corrected(f"round{number}/check", model, self._costs(model), limits)
 
     def _prune(
         self, journal: Journal, model: nn.Module, number: int, limits: list[Limit], label: str = ""
     ) -> ChannelMap:
         """Prune a model in place to limits; `label` tells a second run within a round from the first."""
+        strict = strictness(self.tolerance, self.workload.task_names)
         one = Round(
-            model, self.workload, self.settings, self._strictness(), journal, self.record, number,
+            model, self.workload, self.settings, strict, journal, self.record, number,
             None if self.loop is None else self.loop.hardware, label,
         )  # fmt: skip
         cut = one.prune(limits, self.before)
@@ -185,12 +163,6 @@ class _Run:
         ranks.state_from_leader(model)
         journal.save_tensors(key, model.state_dict())
 
-    def _strictness(self) -> dict[str, float]:
-        """Each task's factor on τ: its tolerance over the mean tolerance. Equal ones give the published rule."""
-        drops = {name: self.tolerance.of(name) for name in self.workload.task_names}
-        mean = sum(drops.values()) / len(drops)
-        return {name: drop / mean if mean else 1.0 for name, drop in drops.items()}
-
     def _finetune(self, journal: Journal, model: nn.Module, number: int) -> None:
         settings = self.settings
         seed_everything(self.seed, number)
@@ -210,15 +182,9 @@ class _Run:
         """What of budget and tolerance does not hold at the last point, and which points of a front were not
         reached."""
         point, reached = points[-1], [each.costs for each in points]
-        figures = self.checked.figures if self.checked else None
-        found = self.budget.misses(point.costs, self.before, figures)
+        found = self.budget.misses(point.costs, self.before, self.judge.figures)
         found += front_misses(self.budget, self.settings, reached, self.before)
-        for task in self.workload.tasks:
-            change = task.relative_change(metrics_before[task.name], point.metrics[task.name])
-            allowed = self.tolerance.of(task.name)
-            if -change > allowed + 1e-9:
-                found.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
-        return found
+        return found + drops_too_large(self.workload.tasks, self.tolerance, metrics_before, point.metrics)
 
     def history(self) -> dict[str, Any]:
         record = self.record
@@ -231,20 +197,11 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What makes this run another run: everything that its result depends on."""
-        digest = hashlib.sha256()
-        for name, tensor in self.workload.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return {
             "method": "pagcp", "budget": str(self.budget), "drop": str(self.tolerance), "seed": self.seed,
-            "settings": self.settings.as_json(), "model": digest.hexdigest(), "target": self._target(),
+            "settings": self.settings.as_json(), "model": fingerprint(self.workload.model),
+            "target": told_apart(self.loop, self.before),
         }  # fmt: skip
-
-    def _target(self) -> str | None:
-        """What tells one target's predictions from another's: a calibration may have gone on meanwhile."""
-        if self.loop is None:
-            return None
-        return f"{self.loop.hardware.target} {self.before.predicted_ms} {self.before.predicted_mj}"
 
 
 def _check_budget(budget: Budget, settings: Settings, loop: Loop | None) -> None:

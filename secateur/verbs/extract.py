@@ -15,7 +15,9 @@ from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
+from secateur.targets.hardware import Hardware
 from secateur.verbs.compress import staged
+from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
 
@@ -37,6 +39,7 @@ def extract(
     settings: experts.Settings | None = None,
     state: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    target: str = "cpu",
 ) -> Compressed:
     """Extract the model that some tasks of a mixture of experts need.
 
@@ -52,15 +55,19 @@ def extract(
         prune: extract exactly, and let PAGCP prune what is left to the budget.
         settings: everything else that can be set; what is given by name goes above it.
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
+        target: that limits on latency and energy refer to; relative ones are shares of what the whole model takes there
+            for the tasks that are kept.
 
     Raises:
         ModelError: no expert layers, or routers that do not fit their experts.
         BudgetError, DataError, WorkloadError: wrong input, found before any long work.
+        DeviceError: nothing predicts the latency or energy of the target.
     """
     folder = None if state is None else Path(state)
     found, limits, tolerance = find_workload(workload), Budget.parse(budget), Tolerance.parse(drop)
     given = settings_of(settings, top_k, epochs, rounds)
-    result = _run(found, _sets(tasks), limits, tolerance, given, prune, seed, folder, resume)
+    hardware = hardware_for(limits, target)
+    result = _run(found, _sets(tasks), limits, tolerance, given, prune, seed, folder, resume, hardware)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -88,12 +95,12 @@ def extract_to_bundle(
         ExportError, ParityError: the artefact does not compute the same; the bundle is kept without it.
     """
     limits, tolerance, sets = Budget.parse(budget), Tolerance.parse(drop), _sets(tasks)
-    given = settings or experts.Settings()
+    given, hardware = settings or experts.Settings(), hardware_for(limits, targets)
     names = "; ".join(", ".join(names) for names in sets) or "all tasks"
     what = f"extracting {names} to {limits if limits else 'what they use'}"
     return staged(
         workload, output, what,
-        lambda found, state: _run(found, sets, limits, tolerance, given, prune, seed, state, resume),
+        lambda found, state: _run(found, sets, limits, tolerance, given, prune, seed, state, resume, hardware),
         targets=targets, resume=resume, force=force, command=command,
     )  # fmt: skip
 
@@ -109,7 +116,7 @@ def settings_of(
 
 def _run(
     workload: Workload, sets: list[tuple[str, ...]], limits: Budget, tolerance: Tolerance, settings: experts.Settings,
-    prune: bool, seed: int, state: Path | None, resume: bool,
+    prune: bool, seed: int, state: Path | None, resume: bool, hardware: Hardware | None,
 ) -> Compressed:  # fmt: skip
     if prune and not limits:
         raise BudgetError("no budget is given to prune to", 'for example: --budget "flops<=10%"')
@@ -120,15 +127,16 @@ def _run(
         )
     tasks = tuple(dict.fromkeys(name for names in sets for name in names)) if sets else None
     folder = None if state is None else state / "experts"
+    loop = loop_for(hardware, workload.select_tasks(tasks) if tasks else workload)
     first = experts.extract(
         workload, tasks, None if prune else limits, tolerance, settings, sets=several, seed=seed, state=folder,
-        resume=resume,
+        resume=resume, loop=loop,
     )  # fmt: skip
     if not prune:
         return first
     second = pagcp.Settings(epochs=settings.epochs, rounds=settings.points)
     folder = None if state is None else state / "pagcp"
-    return then_prune(first, limits, tolerance, second, seed=seed, state=folder, resume=resume)
+    return then_prune(first, limits, tolerance, second, seed=seed, state=folder, resume=resume, loop=loop)
 
 
 def _sets(tasks: AnyTasks) -> list[tuple[str, ...]]:
