@@ -24,6 +24,7 @@ _BUILT_IN = {
     "cifar100_mtl": "secateur.workloads.cifar100_mtl",
     "detection": "secateur.workloads.coco",
     "scenes-moe": "secateur.workloads.scenes_moe",
+    "multifashion-moe": "secateur.workloads.multifashion_moe",
 }
 
 

@@ -1,26 +1,31 @@
 """What ships keeps its word: the committed metrics are those of the committed weights."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from secateur.compress.experts.layers import find
+from secateur.compress.experts.usage import Table, measure
 from secateur.core.errors import WorkloadError
 from secateur.core.predict import check, evaluate, losses, predict
 from secateur.core.task import Workload
 from secateur.workloads import checkpoint, multifashion, names, workload
 
-KNOWN = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            name == "multifashion" and not multifashion.DEBIAN.is_dir(), reason="Fashion-MNIST is not installed"
-        ),
-    )
-    for name in names()
-    if (checkpoint.FOLDER / f"{name}.safetensors").is_file()
-]
+
+def where_data_are(*names: str) -> list[object]:
+    """The names, each skipped where its pictures are not installed."""
+    absent = not multifashion.DEBIAN.is_dir()
+    needs = [
+        pytest.mark.skipif(name.startswith("multifashion") and absent, reason="Fashion-MNIST is not installed")
+        for name in names
+    ]
+    return [pytest.param(name, marks=mark) for name, mark in zip(names, needs, strict=True)]
+
+
+KNOWN = where_data_are(*(name for name in names() if (checkpoint.FOLDER / f"{name}.safetensors").is_file()))
 
 
 @pytest.fixture(params=KNOWN)
@@ -45,14 +50,35 @@ def test_the_recorded_metrics_are_good() -> None:
     assert detector["metrics"]["box"] >= 0.65
     assert min(checkpoint.document("digits")["metrics"].values()) > 0.9
     assert min(checkpoint.document("multifashion")["metrics"].values()) > 0.75
+    assert min(checkpoint.document("multifashion-moe")["metrics"].values()) > 0.8
 
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("scenes", 5e6), ("digits", 1e6), ("multifashion", 2e6), ("scenes-detect", 2e6)],
+    [
+        ("scenes", 5e6),
+        ("scenes-moe", 5e6),
+        ("digits", 1e6),
+        ("multifashion", 2e6),
+        ("multifashion-moe", 1e6),
+        ("scenes-detect", 2e6),
+    ],
 )
 def test_weights_are_small(name: str, limit: float) -> None:
     assert (checkpoint.FOLDER / f"{name}.safetensors").stat().st_size <= limit
+
+
+@pytest.mark.parametrize("name", where_data_are("scenes-moe", "multifashion-moe"))
+def test_tasks_have_experts_of_their_own(name: str) -> None:
+    """Of the experts that two tasks use in a mixture, a minority is used by both."""
+    given = workload(name)
+    layers, few = find(given.model), given.calibration.first(64)
+    table = Table({task: measure(given.model, layers, few, task) for task in given.task_names})
+    for layer in layers:
+        shared = table.overlap(layer.path)
+        pairs = [shared[a][b] for a, b in itertools.combinations(given.task_names, 2)]
+        assert sum(pairs) / len(pairs) < 0.5
+        assert len({number for task in given.task_names for number in table.used([task], layer.path)}) > 12  # of 16
 
 
 def test_the_workload_passes_its_own_check(shipped: Workload) -> None:
