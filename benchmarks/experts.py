@@ -57,9 +57,9 @@ def main() -> None:
 
 def _ways(epochs: int) -> dict[str, Settings]:
     return {
-        "contribution": Settings(epochs=epochs, points=1),
-        "usage": Settings(epochs=epochs, points=1, order="usage", oracle=False),
-        "random": Settings(epochs=epochs, points=1, order="random", oracle=False),
+        "contribution": Settings(epochs=epochs, rounds=1),
+        "usage": Settings(epochs=epochs, rounds=1, order="usage", oracle=False),
+        "random": Settings(epochs=epochs, rounds=1, order="random", oracle=False),
     }
 
 

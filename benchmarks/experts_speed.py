@@ -43,7 +43,8 @@ def main() -> None:
     }
     rows = {name: measure(run, options.seconds / len(cases)) for name, run in cases.items()}
     document = {
-        "command": f"python benchmarks/experts_speed.py --threads {options.threads}", "source": "measured",
+        "command": f"python benchmarks/experts_speed.py --threads {options.threads} --seconds {options.seconds:g}",
+        "source": "measured",
         "machine": machine.describe(), "versions": machine.versions(), "threads": options.threads, "rows": rows,
     }  # fmt: skip
     write_json(options.out, document)

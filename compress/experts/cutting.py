@@ -49,7 +49,9 @@ def expert_map(model: nn.Module, layers: Sequence[ExpertLayer], keep: Keep, top_
 
 def _checked_k(layer: ExpertLayer, experts: int, top_k: int | None) -> int:
     if top_k is not None and not 1 <= top_k <= layer.top_k:
-        raise BudgetError(f"top-k {top_k} is not between 1 and the {layer.top_k} of {layer.path}", "give a smaller k")
+        raise BudgetError(
+            f"top-k {top_k} is not between 1 and the {layer.top_k} of {layer.path}", "it can be lowered only"
+        )
     k = layer.top_k if top_k is None else top_k
     if experts < k:
         raise BudgetError(

@@ -138,7 +138,7 @@ class _Run:
         self.exact = journal.step("exact", lambda: largest_difference(reference, model, self.kept), dict, dict)
         found = [self._point(journal, model, channels, "exact")]
         self._bank(journal, model, "exact")
-        rounds = self.settings.points if self.budget.misses(found[0].costs, self.before) else 0
+        rounds = self.settings.rounds if self.budget.misses(found[0].costs, self.before) else 0
         for number in range(rounds):
             limits = step_limits(self.budget, (number + 1) / rounds, found[0].costs, self.before)
             channels = self._cut(model, channels, self._remove(journal, model, number, limits))

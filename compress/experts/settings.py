@@ -21,8 +21,8 @@ class Settings:
         oracle: let the kept tasks' losses decide about every expert; without it the order alone does.
         tolerance: relative rise of each task's loss that removing experts may cost before fine-tuning, at first.
         passes: how often the tolerance may be doubled before a budget is given up.
-        points: steps from the exact extraction to the budget; each leaves a point to select from.
-        epochs: of fine-tuning with the whole model as teacher, over all points.
+        rounds: steps from the exact extraction to the budget; each leaves a point to select from.
+        epochs: of fine-tuning with the whole model as teacher, over all rounds.
         lr, weight_decay, distillation, clip: of fine-tuning.
         calibration_samples: samples that the oracle uses; None for all. The table is counted on all of them.
         cache_limit: bytes of activations that the oracle may keep.
@@ -33,7 +33,7 @@ class Settings:
     oracle: bool = True
     tolerance: float = 0.02
     passes: int = 6
-    points: int = 2
+    rounds: int = 2
     epochs: int = 4
     lr: float = 5e-4
     weight_decay: float = 1e-4
@@ -45,7 +45,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise BudgetError(f'no order "{self.order}"', f"the orders are: {', '.join(ORDERS)}")
-        for name in ("passes", "points"):
+        for name in ("passes", "rounds"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
         if self.epochs < 0:

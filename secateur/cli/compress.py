@@ -99,10 +99,13 @@ def compress(
                 targets=target, seed=seed, resume=resume, force=force,
             ),
         )  # fmt: skip
+    refuse_options({"--widths": widths}, "only slimmable models have several widths: --method slimmable")
     if method in EXPERT_METHODS:
+        others = {"--front": front, "--paper": paper, "--remove-dead": remove_dead}
+        refuse_options(others, "this is of --method pagcp, and no option of an extraction")
         run = partial(
             expert_work, workload, method, output=output, tasks=tasks, budget=budget, drop=drop, top_k=top_k,
-            epochs=epochs, rounds=rounds, targets=target, seed=seed, resume=resume, force=force,
+            epochs=epochs, rounds=rounds, more=more, targets=target, seed=seed, resume=resume, force=force,
         )  # fmt: skip
         return _resumable(context, run)
     if method != "pagcp":

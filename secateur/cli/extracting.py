@@ -27,20 +27,22 @@ def expert_work(
     top_k: int | None,
     epochs: int | None,
     rounds: int | None,
+    more: Sequence[str],
     targets: Sequence[str],
     seed: int,
     resume: bool,
     force: bool,
 ) -> Bundle:
     """Extract what some tasks of a workload's model need, into a bundle."""
-    from secateur.verbs.extract import extract_to_bundle, settings_of
+    from secateur.verbs.extract import extract_to_bundle, pruning_of, settings_of
     from secateur.verbs.sources import find_workload
 
     found = find_workload(workload)
     kept = "-and-".join(tasks or ["all"]).replace(",", "-").replace(" ", "")
-    sets = [one.split(",") for one in tasks]
+    sets, prune = [one.split(",") for one in tasks], method == "experts,pagcp"
+    settings = settings_of(None, top_k, epochs, rounds, () if prune else more)
     return extract_to_bundle(
         found, output or RUNS / f"{file_name(found.name)}-{kept}", sets or None, budget, drop,
-        settings=settings_of(None, top_k, epochs, rounds), prune=method == "experts,pagcp", targets=targets, seed=seed,
+        settings=settings, prune=pruning_of(settings, more) if prune else False, targets=targets, seed=seed,
         resume=resume, force=force, command=command,
     )  # fmt: skip

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-def refuse_options(options: Mapping[str, object]) -> None:
-    """Refuse what slimming has no use for."""
+EVERY_BUDGET = "an elastic model serves every budget: compress without it, then `secateur select`"
+
+
+def refuse_options(options: Mapping[str, object], why: str = EVERY_BUDGET) -> None:
+    """Refuse what a method has no use for."""
     for name, value in options.items():
         if value:
-            raise typer.BadParameter(
-                "an elastic model serves every budget: compress without it, then `secateur select`", param_hint=name
-            )
+            raise typer.BadParameter(why, param_hint=name)
 
 
 def slimmed(resumable: Callable[[Callable[[str], Bundle]], Answer], work: Callable[[str], Bundle]) -> Answer:

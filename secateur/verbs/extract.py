@@ -16,6 +16,7 @@ from secateur.core.bundle import Bundle
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
 from secateur.targets.hardware import Hardware
+from secateur.verbs.changes import changes
 from secateur.verbs.compress import staged
 from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.prune import AnyBudget, AnyDrop
@@ -34,7 +35,7 @@ def extract(
     top_k: int | None = None,
     epochs: int | None = None,
     rounds: int | None = None,
-    prune: bool = False,
+    prune: bool | pagcp.Settings = False,
     seed: int = 0,
     settings: experts.Settings | None = None,
     state: str | os.PathLike[str] | None = None,
@@ -52,7 +53,7 @@ def extract(
         drop: allowed relative drop of the metrics, as for `prune`.
         top_k: experts that each token goes through, if fewer than the model's.
         epochs, rounds: of fine-tuning; steps to the budget, each of which leaves a point to select from.
-        prune: extract exactly, and let PAGCP prune what is left to the budget.
+        prune: extract exactly, and let PAGCP prune what is left to the budget; True, or how.
         settings: everything else that can be set; what is given by name goes above it.
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
         target: that limits on latency and energy refer to; relative ones are shares of what the whole model takes there
@@ -81,7 +82,7 @@ def extract_to_bundle(
     drop: AnyDrop = None,
     *,
     settings: experts.Settings | None = None,
-    prune: bool = False,
+    prune: bool | pagcp.Settings = False,
     targets: str | Iterable[str] = ("cpu",),
     seed: int = 0,
     resume: bool = False,
@@ -106,17 +107,33 @@ def extract_to_bundle(
 
 
 def settings_of(
-    settings: experts.Settings | None, top_k: int | None = None, epochs: int | None = None, rounds: int | None = None
+    settings: experts.Settings | None,
+    top_k: int | None = None,
+    epochs: int | None = None,
+    rounds: int | None = None,
+    more: Iterable[str] = (),
 ) -> experts.Settings:
-    """The settings of a run: what is given by name goes above what `settings` says."""
-    given = {"top_k": top_k, "epochs": epochs, "points": rounds}
-    named = {name: value for name, value in given.items() if value is not None}
-    return replace(settings or experts.Settings(), **named)  # type: ignore[arg-type]
+    """The settings of a run: what is given by name goes above what `settings` says.
+
+    Args:
+        more: any field of `Settings`, as "name=value".
+
+    Raises:
+        BudgetError: a field that does not exist, or a value that it cannot have.
+    """
+    given = {"top_k": top_k, "epochs": epochs, "rounds": rounds}
+    named = changes(experts.Settings, more) | {name: value for name, value in given.items() if value is not None}
+    return replace(settings or experts.Settings(), **named)
+
+
+def pruning_of(settings: experts.Settings, more: Iterable[str] = ()) -> pagcp.Settings:
+    """How PAGCP prunes what an extraction left: with as many epochs and rounds; any other field as "name=value"."""
+    return replace(pagcp.Settings(epochs=settings.epochs, rounds=settings.rounds), **changes(pagcp.Settings, more))
 
 
 def _run(
     workload: Workload, sets: list[tuple[str, ...]], limits: Budget, tolerance: Tolerance, settings: experts.Settings,
-    prune: bool, seed: int, state: Path | None, resume: bool, hardware: Hardware | None,
+    prune: bool | pagcp.Settings, seed: int, state: Path | None, resume: bool, hardware: Hardware | None,
 ) -> Compressed:  # fmt: skip
     if prune and not limits:
         raise BudgetError("no budget is given to prune to", 'for example: --budget "flops<=10%"')
@@ -134,7 +151,7 @@ def _run(
     )  # fmt: skip
     if not prune:
         return first
-    second = pagcp.Settings(epochs=settings.epochs, rounds=settings.points)
+    second = prune if isinstance(prune, pagcp.Settings) else pruning_of(settings)
     folder = None if state is None else state / "pagcp"
     return then_prune(first, limits, tolerance, second, seed=seed, state=folder, resume=resume, loop=loop)
 

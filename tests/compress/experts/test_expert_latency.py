@@ -25,7 +25,7 @@ from secateur.profiles.latency.traced import operators_of, read_graph
 from secateur.targets.device import get
 from secateur.targets.hardware import Hardware
 
-LOOSE, QUICK = Tolerance.parse("95%"), Settings(epochs=0, points=1, passes=8)
+LOOSE, QUICK = Tolerance.parse("95%"), Settings(epochs=0, rounds=1, passes=8)
 
 
 class Clock:

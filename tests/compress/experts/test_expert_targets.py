@@ -24,7 +24,7 @@ TARGET = "fpga:edge-moe"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Depth alone, exactly and with half of the experts."""
     small = extract(
-        workload(), ["depth"], Budget.parse("params<=59%"), Tolerance.parse("90%"), Settings(epochs=0, points=1)
+        workload(), ["depth"], Budget.parse("params<=59%"), Tolerance.parse("90%"), Settings(epochs=0, rounds=1)
     )
     return small.save(tmp_path_factory.mktemp("bundles") / "depth")
 

@@ -18,7 +18,7 @@ from secateur.compress.experts.usage import Table
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.errors import BudgetError, DataError, ModelError
 
-QUICK = Settings(epochs=2, points=2)
+QUICK = Settings(epochs=2, rounds=2)
 BUDGET = Budget.parse("params<=59%")
 
 

@@ -18,7 +18,7 @@ from secateur.verbs.report import history_of as bundle_history
 
 def test_the_bundle_is_exported_with_proof_and_another_point_can_be_selected(tmp_path: Path) -> None:
     bundle = extract_to_bundle(
-        workload(), tmp_path / "out", "depth", "params<=59%", "90%", settings=Settings(epochs=0, points=2),
+        workload(), tmp_path / "out", "depth", "params<=59%", "90%", settings=Settings(epochs=0, rounds=2),
     )  # fmt: skip
     manifest = bundle.manifest
     assert manifest.method == "experts"

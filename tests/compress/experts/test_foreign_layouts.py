@@ -136,7 +136,7 @@ def test_extraction_cuts_the_users_own_module(kind: type[nn.Module], tmp_path: P
     model = language(kind)
     before = copy.deepcopy(model.state_dict())
     found = extract(workload(model), ["repeat"], Budget.parse("params<=1%"), Tolerance.parse("99%"),
-                    Settings(epochs=1, points=1))  # fmt: skip
+                    Settings(epochs=1, rounds=1))  # fmt: skip
     exact, small = (point.model for point in found.points)
     assert type(small.moe) is kind  # type: ignore[union-attr]
     kept = [len(record["kept"]["moe"]) for record in found.history["experts"]["points"]]
