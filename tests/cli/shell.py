@@ -22,7 +22,8 @@ class Outcome:
 
     def refused(self, code: int, *words: str) -> None:
         """One line that says what is wrong and one that says what to do, nothing on stdout, no traceback."""
-        lines = [line for line in self.err.splitlines() if ": compressing to " not in line]
+        begins = (": compressing to ", ": extracting ")
+        lines = [line for line in self.err.splitlines() if not any(said in line for said in begins)]
         assert self.code == code, self.err
         assert self.out == ""
         assert [line.split(": ")[0] for line in lines] == ["error", "hint"], self.err
