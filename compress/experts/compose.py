@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from secateur.compress import pagcp
-from secateur.compress.compressed import Compressed
+from secateur.compress.compressed import Compressed, CompressedPoint
+from secateur.compress.experts.cutting import expert_map, record
+from secateur.compress.experts.layers import find
+from secateur.compress.experts.usage import miss_rates
 from secateur.compress.pagcp.hardware import Loop
 from secateur.compress.runs import drops_too_large
 from secateur.core.budget import Budget, Tolerance
@@ -44,9 +50,10 @@ def then_prune(
     figures = pruned.on_target.figures if pruned.on_target else None
     misses = budget.misses(points[-1].costs, before, figures)
     misses += drops_too_large(small.tasks, tolerance, extracted.metrics_before, points[-1].metrics)
+    experts = extracted.history["experts"]
     history = {
         **pruned.history,
-        "experts": extracted.history["experts"],
+        "experts": {**experts, "points": experts["points"] + _records(extracted, points)},
         "groups": extracted.history["groups"] + pruned.history["groups"],
         "decisions": extracted.history["decisions"] + later,
         "fine_tuning": extracted.history["fine_tuning"]
@@ -58,3 +65,15 @@ def then_prune(
         settings={"experts": extracted.settings, "pagcp": pruned.settings},
         seconds=extracted.seconds + pruned.seconds, on_target=pruned.on_target,
     )  # fmt: skip
+
+
+def _records(extracted: Compressed, points: Sequence[CompressedPoint]) -> list[dict[str, Any]]:
+    """Of each pruned point, which experts are left; the miss rate stays where all are."""
+    last, whole = extracted.history["experts"]["points"][-1], copy.deepcopy(extracted.workload.model)
+    if (top_k := extracted.settings["top_k"]) is not None:
+        expert_map(whole, find(whole), {}, top_k).apply(whole)
+    records = [record(f"pruned{number}", point.model, point.channel_map) for number, point in enumerate(points)]
+    for one in records:
+        same = one["kept"] == last["kept"]
+        one["miss_rate"] = last["miss_rate"] if same else miss_rates(whole, one["kept"], extracted.workload)
+    return records

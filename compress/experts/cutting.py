@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.compress.channel_map import ChannelMap, named_tensors, remove_modules
 from secateur.compress.dataflow import ChannelGroups
-from secateur.compress.experts.layers import ExpertLayer
+from secateur.compress.experts.layers import ExpertLayer, find
 from secateur.core.errors import BudgetError
 from secateur.core.predict import evaluating, predict
 from secateur.core.task import Task
@@ -78,6 +78,24 @@ def _keep_choices(layer: ExpertLayer, k: int, kept: dict[str, Any], sizes: Any) 
         kept[layer.name(layer.layout.top_k)] = {0: np.arange(k, dtype=np.int64)}
     else:
         sizes[layer.name(layer.layout.top_k)] = k
+
+
+def numbers(layer: ExpertLayer, channels: ChannelMap) -> list[int]:
+    """The original numbers of the experts that a layer keeps, of a model that the map has cut."""
+    if layer.layout.kept is not None:
+        return [int(number) for number in layer.kept]
+    name = layer.name(layer.layout.up.partition(".{}")[0])
+    index = channels.lists.get(name) if layer.layout.listed else channels.kept.get(name, {}).get(0)
+    return list(range(layer.experts)) if index is None else [int(number) for number in index]
+
+
+def record(label: str, model: nn.Module, channels: ChannelMap) -> dict[str, Any]:
+    """What the report shows of a point's experts: those kept, and how many of them a token chooses."""
+    layers = find(model)
+    return {
+        "point": label, "kept": {layer.path: numbers(layer, channels) for layer in layers},
+        "top_k": {layer.path: layer.top_k for layer in layers},
+    }  # fmt: skip
 
 
 def group_of(groups: ChannelGroups, layer: ExpertLayer) -> str:

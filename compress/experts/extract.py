@@ -24,12 +24,12 @@ from secateur.compress.dataflow import from_graphs
 from secateur.compress.experts import removal
 from secateur.compress.experts.bank import FILE as BANK
 from secateur.compress.experts.bank import check_sets, make_bank, places_of
-from secateur.compress.experts.cutting import Keep, dead_map, expert_map
+from secateur.compress.experts.cutting import Keep, dead_map, expert_map, record
 from secateur.compress.experts.evidence import largest_difference, overlaps
 from secateur.compress.experts.layers import ExpertLayer, find
 from secateur.compress.experts.settings import Settings
 from secateur.compress.experts.twin import twinned
-from secateur.compress.experts.usage import Table, measure, miss_rate, probe
+from secateur.compress.experts.usage import Table, measure, miss_rates, probe
 from secateur.compress.finetune import Recipe, finetune
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.front import step_limits
@@ -227,35 +227,18 @@ class _Run:
     def _point(self, journal: Journal, model: nn.Module, channels: ChannelMap, label: str) -> CompressedPoint:
         costs = self._costs(model, self.kept.task_names)
         metrics = self._metrics(journal, f"{label}/metrics", model)
-        layers = find(model)
-        self.records.append({
-            "point": label, "kept": {layer.path: self._numbers(layer, channels) for layer in layers},
-            "top_k": {layer.path: layer.top_k for layer in layers},
-        })  # fmt: skip
+        self.records.append(record(label, model, channels))
         delta = delta_mtl(self.kept.tasks, self.metrics_before, metrics)
         return CompressedPoint(copy.deepcopy(model), channels, costs, metrics, delta)
 
-    def _numbers(self, layer: ExpertLayer, channels: ChannelMap) -> list[int]:
-        """The original numbers of the experts that a layer keeps."""
-        if layer.layout.kept is not None:
-            return [int(number) for number in layer.kept]
-        name = layer.name(layer.layout.up.partition(".{}")[0])
-        index = channels.lists.get(name) if layer.layout.listed else channels.kept.get(name, {}).get(0)
-        return list(range(layer.experts)) if index is None else [int(number) for number in index]
-
     def _note_misses(self, journal: Journal, reference: nn.Module) -> None:
         """Of each point, how often a token of the test split wants an expert that is gone."""
-        traceable = twinned(reference)
-        layers = find(traceable)
-        for record in self.records:
+        for one in self.records:
 
-            def rates(record: dict[str, Any] = record) -> dict[str, dict[str, float]]:
-                return {
-                    task: miss_rate(traceable, layers, record["kept"], self.kept.test, task)
-                    for task in self.kept.task_names
-                }
+            def rates(kept: Keep = one["kept"]) -> dict[str, dict[str, float]]:
+                return miss_rates(reference, kept, self.kept)
 
-            record["miss_rate"] = journal.step(f"{record['point']}/misses", rates, dict, lambda found: dict(found))
+            one["miss_rate"] = journal.step(f"{one['point']}/misses", rates, dict, lambda found: dict(found))
 
     def _metrics(self, journal: Journal, key: str, model: nn.Module) -> dict[str, float]:
         return journal.step(key, lambda: evaluate(model, self.kept.test, self.kept.tasks, "evaluating"), dict, dict)

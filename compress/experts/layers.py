@@ -12,7 +12,7 @@ anything with FastMoE's names), Mixtral's lists, and stacked 3-D parameters as t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -219,7 +219,7 @@ def _router(module: Any, x: Tensor, task: str | None) -> Tensor:
     return torch.nn.functional.linear(x, module.gate.weight).softmax(-1)
 
 
-register(
+_STACKED = register(
     Layout(
         "stacked 3-D parameters (experts.gate_up_proj, experts.down_proj)",
         fits=lambda m: _has(m, "experts.gate_up_proj", "experts.down_proj", "gate.weight", "top_k"),
@@ -235,20 +235,14 @@ register(
     )
 )
 register(
-    Layout(
-        "Mixtral's lists (experts.{}.w1, w2, w3)",
-        fits=lambda m: _has(
-            m, "experts.0.w1.weight", "experts.0.w2.weight", "experts.0.w3.weight", "gate.weight", "top_k"
-        ),
+    replace(
+        _STACKED,
+        name="Mixtral's lists (experts.{}.w1, w2, w3)",
+        fits=lambda m: _has(m, *(f"experts.0.{part}.weight" for part in ("w1", "w2", "w3")), "gate.weight", "top_k"),
         up="experts.{}.w3.weight",
         down="experts.{}.w2.weight",
         glu="experts.{}.w1.weight",
-        activation="silu",
-        renormalise=True,
-        scores=_router,
-        rows="gate.weight",
-        top_k="top_k",
-        count="num_experts",
+        up_and_glu=False,
     )
 )
 register(

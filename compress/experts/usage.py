@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.compress.experts.layers import ExpertLayer
+from secateur.compress.experts.layers import ExpertLayer, find
+from secateur.compress.experts.twin import twinned
 from secateur.core.errors import DataError
 from secateur.core.experts import by_expert, route
 from secateur.core.predict import as_args, evaluating, takes_task
 from secateur.core.progress import track
-from secateur.core.task import Batch
+from secateur.core.task import Batch, Workload
 
 Floats = list[float]
 
@@ -184,3 +185,10 @@ def miss_rate(
         for inputs, _ in batches:
             call(model, inputs, task)
     return {path: missed[path] / max(wanted[path], 1) for path in keep}
+
+
+def miss_rates(whole: nn.Module, keep: Mapping[str, Sequence[int]], workload: Workload) -> dict[str, dict[str, float]]:
+    """`miss_rate` of each task of a workload on its test split; `whole` has all experts."""
+    traceable = twinned(whole)
+    layers = find(traceable)
+    return {task: miss_rate(traceable, layers, keep, workload.test, task) for task in workload.task_names}

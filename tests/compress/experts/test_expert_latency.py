@@ -34,6 +34,8 @@ class Clock:
     def layers(self, operators: Sequence[Operator]) -> list[float]:
         return [1 + each.macs / 1e4 for each in operators]
 
+    parts = layers
+
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         ms = self.whole(sum(self.layers(operators)))
         return Estimate(ms, ms, ms, 0.0, {})
@@ -123,6 +125,11 @@ def test_channels_go_too_where_experts_are_pruned() -> None:
     assert share(found) <= 0.45 < share(found, 0)
     assert share(found, 1) == pytest.approx((0.45 * share(found, 0)) ** 0.5, rel=0.12)  # half of the way, geometrically
     assert found.on_target is not None
+    records = found.history["experts"]["points"]
+    assert [sum(map(len, one["kept"].values())) for one in records] == [experts(each.model) for each in found.points]
+    rates = [max(one["miss_rate"]["depth"].values()) for one in records]
+    assert rates == sorted(rates)
+    assert rates[-1] > rates[0], "experts went, and tokens wanted them"
 
 
 def test_a_latency_needs_a_target_that_predicts_it() -> None:

@@ -17,6 +17,8 @@ class Stairs:
     def layers(self, operators: Sequence[Operator]) -> list[float]:
         return [self._ms(each) for each in operators]
 
+    parts = layers
+
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         ms = self.whole(sum(self.layers(operators)))
         return Estimate(ms, ms, ms, 0.0, {})
