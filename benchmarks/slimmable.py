@@ -1,7 +1,9 @@
 """One elastic model against models trained separately at each width, against PAGCP, and against uniform widths only.
 
     python benchmarks/slimmable.py digits --epochs 6 [--seeds 0 1 2]
-    python benchmarks/slimmable.py scenes --bundle scenes-elastic       # one that was trained before
+    python benchmarks/slimmable.py scenes --bundle scenes-elastic --seeds 0 --peers separate --full original
+
+The last is for one that was trained before; at full width, the original stands for the separately trained model.
 
 For every seed: the elastic model is trained, its configurations tabulated; at each uniform width, the model cut to
 that width (channels sorted alike) is fine-tuned by itself for as many epochs, with the original as teacher, and PAGCP
@@ -86,11 +88,12 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
     most, widths = costing.flops(elastic.space.largest), []
     for at in elastic.space.uniform():
         flops = costing.flops(at)
-        found = {
-            "elastic": evaluate(elastic.static(at, judge.statistics(at)), workload.test, workload.tasks),
-            "separate": separate(workload, elastic, at, settings, seed),
-        }
-        if flops < most:
+        found = {"elastic": evaluate(elastic.static(at, judge.statistics(at)), workload.test, workload.tasks)}
+        if flops == most and options.full == "original":
+            found["separate"] = before
+        elif "separate" in options.peers:
+            found["separate"] = separate(workload, elastic, at, settings, seed)
+        if flops < most and "pagcp" in options.peers:
             found["pagcp"] = pruned(workload, flops / most, settings, seed)
         widths.append({"configuration": list(at), "flops": flops, **found})
         for name, metrics in found.items():
@@ -100,10 +103,10 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
     return {
         "seed": seed, "seconds": round(seconds), "settings": settings.as_json(), "original": before, "widths": widths,
         "hypervolume": {
-            name: volume(workload, before, [each.get(name, each["separate"]) for each in widths])
-            for name in ("elastic", *PEERS)
+            name: volume(workload, before, [each.get(name) or each.get("separate", before) for each in widths])
+            for name in ("elastic", *options.peers)
         },
-        "flops_range": most / budgets[0], "searched": searched(elastic, table, budgets),
+        "full": options.full, "flops_range": most / budgets[0], "searched": searched(elastic, table, budgets),
         "control": control(table, list(np.geomspace(1.2 * budgets[0], most, 6))).as_json(), "notes": dict(table.notes),
     }  # fmt: skip
 
@@ -180,7 +183,9 @@ def show(runs: list[dict[str, Any]]) -> None:
     Console().print(table)
     for run in runs:
         volumes = run["hypervolume"]
-        shares = ", ".join(f"{100 * volumes['elastic'] / max(volumes[p], 1e-12):.1f} % of {p}" for p in PEERS)
+        shares = ", ".join(
+            f"{100 * volumes['elastic'] / max(volumes[p], 1e-12):.1f} % of {p}" for p in PEERS if p in volumes
+        )
         say(f"seed {run['seed']}: hypervolume {volumes['elastic']:.4f}, {shares}; {run['flops_range']:.1f}x in FLOPs")
 
 
@@ -192,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--widths", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--full", choices=("separate", "original"), default="separate", help="peer at full width")
     parser.add_argument("--output", type=Path)
     return parser
 
