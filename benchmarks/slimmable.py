@@ -3,7 +3,8 @@
     python benchmarks/slimmable.py digits --epochs 6 [--seeds 0 1 2]
     python benchmarks/slimmable.py scenes --bundle scenes-elastic --seeds 0 --peers separate --full original
 
-The last is for one that was trained before; at full width, the original stands for the separately trained model.
+The last is for one that was trained before; at full width, the original stands for the separately trained model, and
+`--peer-epochs 3` fine-tunes peers for less long than the elastic model was trained.
 
 For every seed: the elastic model is trained, its configurations tabulated; at each uniform width, the model cut to
 that width (channels sorted alike) is fine-tuned by itself for as many epochs, with the original as teacher, and PAGCP
@@ -19,6 +20,7 @@ import argparse
 import copy
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,7 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
     elastic, table, settings, seconds = elastic_model(workload, options, seed)
     judge, costing = Judge(elastic, workload, settings, seed), Costing(elastic.space)
     before = evaluate(workload.model, workload.test, workload.tasks)
+    peers = replace(settings, epochs=options.peer_epochs or settings.epochs)
     most, widths = costing.flops(elastic.space.largest), []
     for at in elastic.space.uniform():
         flops = costing.flops(at)
@@ -92,9 +95,9 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
         if flops == most and options.full == "original":
             found["separate"] = before
         elif "separate" in options.peers:
-            found["separate"] = separate(workload, elastic, at, settings, seed)
+            found["separate"] = separate(workload, elastic, at, peers, seed)
         if flops < most and "pagcp" in options.peers:
-            found["pagcp"] = pruned(workload, flops / most, settings, seed)
+            found["pagcp"] = pruned(workload, flops / most, peers, seed)
         widths.append({"configuration": list(at), "flops": flops, **found})
         for name, metrics in found.items():
             widths[-1][f"{name}_delta_mtl"] = delta_mtl(workload.tasks, before, metrics)
@@ -106,7 +109,8 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
             name: volume(workload, before, [each.get(name) or each.get("separate", before) for each in widths])
             for name in ("elastic", *options.peers)
         },
-        "full": options.full, "flops_range": most / budgets[0], "searched": searched(elastic, table, budgets),
+        "full": options.full, "peer_epochs": peers.epochs, "flops_range": most / budgets[0],
+        "searched": searched(elastic, table, budgets),
         "control": control(table, list(np.geomspace(1.2 * budgets[0], most, 6))).as_json(), "notes": dict(table.notes),
     }  # fmt: skip
 
@@ -199,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--full", choices=("separate", "original"), default="separate", help="peer at full width")
+    parser.add_argument("--peer-epochs", type=int, help="of fine-tuning (default: as many as the elastic model had)")
     parser.add_argument("--output", type=Path)
     return parser
 

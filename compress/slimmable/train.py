@@ -5,8 +5,9 @@
 KD is the distance to the largest configuration's outputs (in-place distillation, Yu and Huang, 2019), D that of the
 encoder's features (`features`). r is a random preference over tasks with mean 1; the decoders of a random
 configuration are drawn so that a preferred task never gets the smaller width. The tasks' own losses stay in for every
-configuration. Gradients add up over configurations, are clipped, and make one step; a moving average of the weights
-is the result.
+configuration. Gradients are clipped for each configuration by itself, add up, and make one step: those of the smaller
+ones are many times as large, and would draw the weights away from what the largest one had learnt. A moving average of
+the weights is the result.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class _Run:
         lay_out(elastic.model, self.layout)
         self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
+        self.sums: list[Tensor | None] = []
         decay, no_decay = parameter_groups(self.weights)
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": settings.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
@@ -150,8 +152,8 @@ class _Run:
             yield list(islice(batches, self.settings.accumulate * self.world))[self.rank :: self.world]
 
     def step(self, batches: list[Batch], draw: np.random.Generator) -> dict[str, dict[str, float]]:
-        """Gradients of one step, summed over configurations and averaged over batches and processes."""
-        self.optimizer.zero_grad()
+        """Gradients of one step, clipped for each configuration, summed over them, averaged over batches and
+        processes."""
         configurations = [self.space.smallest]
         preferences = [np.ones(len(self.tasks))]
         for _ in range(self.settings.random):
@@ -159,15 +161,19 @@ class _Run:
             preferences.append(preference)
             configurations.append(_drawn(self.space, draw, preference))
         found: dict[str, dict[str, float]] = {"losses": {"loss": 0.0}, "tasks": {}, "smallest": {}, "gradients": {}}
-        share, before = 1 / len(batches), 0.0
+        share = 1 / len(batches)
+        self.optimizer.zero_grad()
+        self.sums = [None] * len(self.parameters)
         for inputs, targets in batches:
             inputs = in_layout(inputs, self.layout)
             teacher, full = self._teach(inputs, targets, share, found)
-            before = self._note_gradient("largest", before, found)
+            self._take("largest", share, found)
             for number, (configuration, preference) in enumerate(zip(configurations, preferences, strict=True)):
                 role = "smallest" if number == 0 else "random"
                 self._learn(configuration, preference, (inputs, targets), teacher, full, share, found, role)
-                before = self._note_gradient(role, before, found)
+                self._take(role, share, found)
+        for parameter, gradient in zip(self.parameters, self.sums, strict=True):
+            parameter.grad = gradient
         average_gradients(self.parameters, self.world)
         return found
 
@@ -224,17 +230,17 @@ class _Run:
         outputs = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
         return outputs, [seen[feature.path][feature.call] for feature in self.features]
 
-    def _note_gradient(self, role: str, before: float, found: dict[str, dict[str, float]]) -> float:
-        """How much the summed gradient's norm grew with a configuration: small nets that learn nothing show here."""
-        if self.rank or self.device != "cpu":
-            return before
-        norms = [p.grad.norm() for p in self.parameters if p.grad is not None]
-        after = float(torch.stack(norms).norm()) if norms else 0.0
-        found["gradients"][role] = found["gradients"].get(role, 0.0) + abs(after - before)
-        return after
+    def _take(self, role: str, share: float, found: dict[str, dict[str, float]]) -> None:
+        """Clip one configuration's gradient, note its norm, and add it to the step's."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, share * self.settings.clip)
+        found["gradients"][role] = found["gradients"].get(role, 0.0) + float(norm)
+        for number, parameter in enumerate(self.parameters):
+            total, own = self.sums[number], parameter.grad
+            if own is not None:
+                self.sums[number] = own if total is None else total.add_(own)
+        self.optimizer.zero_grad()
 
     def _apply(self) -> None:
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         self.scheduler.step()
         self.ema.update_parameters(self.weights)
