@@ -47,7 +47,9 @@ def _step_back(sequence: Sequence, kept: Kept, losses: Losses, before: Kept, nam
     keep = _larger(sequence, kept, before, name)
     if keep is None or not _fits(sequence, kept, name, keep):
         return None
-    found = sequence.oracle.at(kept, name, losses).peek(keep.tolist(), CHUNKS)
+    session = sequence.oracle.at(kept, name, losses)
+    found = session.peek(keep.tolist(), CHUNKS)
+    session.close(None)
     cost = sequence.target.cost(_widths(sequence, kept), _widths(sequence, {**kept, name: keep}))
     fall = sum((losses[task] - loss) / sequence.weight(task) for task, loss in found.items())
     return _Step(keep, found, fall / max(cost, 1e-12))

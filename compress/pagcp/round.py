@@ -23,7 +23,7 @@ from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
 from secateur.compress.pagcp.prefix import differences
 from secateur.compress.pagcp.restore import restore
 from secateur.compress.pagcp.sensitivity import evidence
-from secateur.compress.pagcp.sequence import Decision, Kept, Sequence
+from secateur.compress.pagcp.sequence import Decision, Kept, Sequence, channel_step
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
 from secateur.core.budget import Limit
@@ -88,6 +88,7 @@ class Round:
         """Sequences until the limits are met, or the passes are used up."""
         target = Target(limits, before, self._costs, self._hardware)
         counts = device_counts(self._costs, self._hardware) if self._hardware and target.limits_latency else {}
+        floors = self._floors(target)
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
         reference = self._reference(kept)
@@ -98,7 +99,7 @@ class Round:
             base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
             sequence = Sequence(
                 self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
-                self._ceiling(rise, units), target, units, self._evidence, counts,
+                self._ceiling(rise, units), target, units, self._evidence, counts, floors,
             )  # fmt: skip
             if sequence.done or attempt == self._settings.max_passes:
                 break
@@ -122,12 +123,13 @@ class Round:
             return {name: np.array(channels, dtype=np.int64) for name, channels in document.items()}
 
         found = self._step(f"{self._label}/restored", sequence.kept, lambda: restore(sequence, whole), encode, decode)
-        for name, kept in found.items():
-            if len(kept) > (before := len(sequence.kept[name])):
+        for name, there in sequence.kept.items():
+            if len(found[name]) > len(there):
                 self._record.decisions.append(
                     {
-                        "round": self._number, "pass": self._passes + attempt, "group": name, "kept_before": before,
-                        "kept": len(kept), "channels": len(whole[name]), "pruned": False, "curve": [],
+                        "round": self._number, "pass": self._passes + attempt, "group": name,
+                        "channels": len(whole[name]), "kept_before": len(there), "kept": len(found[name]),
+                        "pruned": False, "curve": [],
                     }
                 )  # fmt: skip
         return found
@@ -139,6 +141,12 @@ class Round:
             return list(self._oracle.chunk_losses(kept))
 
         return self._step(f"{self._label}/reference", kept, losses, list, list)
+
+    def _floors(self, target: Target) -> dict[str, int]:
+        """Channels that stay in each group: `floor` of what would stay if all groups kept the same share, in steps."""
+        share = self._settings.floor * target.alike() if self._settings.floor else 0.0
+        steps = {each: channel_step(each.channels, self._settings.round_to) for each in self._groups.prunable}
+        return {each.name: max(1, math.ceil(share * each.channels / step) * step) for each, step in steps.items()}
 
     def _units(self, kept: Kept) -> Losses:
         """Each task's rise of loss that goes with losing all of its metric."""

@@ -96,6 +96,7 @@ class Sequence:
     Attributes:
         units: each task's loss that τ is a share of; None for that of the model as pruned so far.
         counts: channel counts to stop at of the groups that are named; multiples of a power of two of the others.
+        floors: channels that stay in a group.
     """
 
     oracle: Oracle
@@ -110,6 +111,7 @@ class Sequence:
     units: Losses | None
     gradients: Mapping[str, Any] | None = None
     counts: Mapping[str, list[int]] = field(default_factory=dict)
+    floors: Mapping[str, int] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -141,15 +143,14 @@ class Sequence:
         rises = {}
         for group in self._open():
             keep = self._keep_without(group)(len(self.kept[group.name]) - self._trial_count(group.name))
-            losses = self.oracle.at(self.kept, group.name, self._current).peek(keep.tolist(), PROBE_CHUNKS)
-            rises[group.name] = self._excess(losses, self.base)
+            session = self.oracle.at(self.kept, group.name, self._current)
+            rises[group.name] = self._excess(session.peek(keep.tolist(), PROBE_CHUNKS), self.base)
+            session.close(None)
         return rises
 
     def _open(self) -> list[ChannelGroup]:
         """Groups that can lose channels."""
-        return [
-            group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self.settings.min_channels
-        ]
+        return [group for group in self.oracle.groups.prunable if len(self.kept[group.name]) > self._floor(group.name)]
 
     def _trial_saving(self, group: ChannelGroup) -> float:
         return self.target.saving(self._widths({}), self._widths({group.name: self._trial_count(group.name)}))
@@ -280,7 +281,7 @@ class Sequence:
         allowed = self._allowed(name, count)
         for ratio in self.settings.ratios:
             keep = count - max(1, int(count * ratio + 1e-9))
-            gone = count - max(_largest(allowed, keep), self.settings.min_channels)
+            gone = count - max(_largest(allowed, keep), self._floor(name))
             if gone > 0:
                 candidates.setdefault(gone, ratio)
         listed = [(ratio, gone) for gone, ratio in candidates.items()]
@@ -305,6 +306,10 @@ class Sequence:
         """The next larger channel count that a group may have."""
         step = self._step(name)
         return min((each for each in self.counts.get(name, ()) if each > count), default=(count // step + 1) * step)
+
+    def _floor(self, name: str) -> int:
+        """Channels that stay in a group."""
+        return max(self.floors.get(name, 1), self.settings.min_channels)
 
     def _step(self, name: str) -> int:
         return channel_step(self.oracle.groups[name].channels, self.settings.round_to)

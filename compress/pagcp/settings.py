@@ -43,6 +43,8 @@ class Settings:
             "reconstruction", "random", or one that was registered.
         compensate: after a cut, solve the layers that read fewer channels and estimate batch norms anew, before
             fine-tuning.
+        floor: no group goes below this share of what would stay in it if every group kept the same share: what a group
+            is worth now says little of how it would be missed after fine-tuning.
         min_channels: channels that always stay in a group.
         round_to: kept channel counts are multiples of up to this power of two, as devices like them; 1 for any count.
         epochs: of fine-tuning, over all rounds.
@@ -72,6 +74,7 @@ class Settings:
     skip_refused: bool = True
     saliency: str = "l1"
     compensate: bool = False
+    floor: float = 0.5
     min_channels: int = 1
     round_to: int = 8
     epochs: int = 12
@@ -115,7 +118,7 @@ class Settings:
     def published(self) -> Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
         return replace(
-            self, local_tolerance=0.05, compound=True, global_tolerance=5.0, growth=None, keep_share=0.8,
+            self, local_tolerance=0.05, compound=True, floor=0.0, global_tolerance=5.0, growth=None, keep_share=0.8,
             ratios=RATIOS, rounds=1,
             front=(), max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
             compensate=False, calibration_samples=None, confidence=None,

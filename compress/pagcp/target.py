@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from secateur.compress.dataflow.costs import CostModel, Floats
 from secateur.core.budget import ON_TARGET, Limit, figure
 from secateur.core.costs import Costs
@@ -37,6 +39,13 @@ class Target:
         return max(
             (self._figure(kind, widths) - allowed) / self._whole(kind) for kind, allowed in self._allowed.items()
         )
+
+    def alike(self) -> float:
+        """The largest share of its channels (to 1/256) that every group can keep where all keep the same one; 0 when
+        even a channel each is too much."""
+        full = self._costs.full
+        shares = (step / 256 for step in range(256, -1, -1))
+        return next((share for share in shares if self.met(np.maximum(1.0, np.floor(share * full)))), 0.0)
 
     def saving(self, before: Floats, after: Floats) -> float:
         """What going from some widths to smaller ones saves of the costs that are still above their limit: the sum of

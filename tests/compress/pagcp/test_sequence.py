@@ -178,3 +178,23 @@ def test_the_published_settings_decide_as_the_published_procedure(
     by_name = {decision["group"]: decision["kept"] for decision in found.decisions}
     pruned = {line["group"] for line in found.record.decisions if line["pruned"]}
     assert {name: by_name[name] for name in pruned} == published.kept
+
+
+@pytest.mark.parametrize("floor", [0.5, 0.9])
+def test_no_group_goes_far_below_what_it_would_keep_if_all_kept_alike(
+    squares: Workload, tmp_path: Path, floor: float
+) -> None:
+    settings = replace(FREE, stop_at_budget=True, max_passes=20, local_tolerance=1.0, floor=floor)
+    found = ran(squares, tmp_path / "state", settings, budget="flops<=30%")
+    groups = trace(squares.model, squares.calibration[0][0])
+
+    def alike(share: float) -> float:
+        keep = {group.name: range(max(1, int(share * group.channels))) for group in groups.prunable}
+        return count(groups.cut(keep), squares.example_input, squares.task_names).costs.flops
+
+    whole = count(squares.model, squares.example_input, squares.task_names).costs.flops
+    share = max(step / 64 for step in range(1, 65) if alike(step / 64) <= 0.3 * whole)
+    last = {line["group"]: line["kept"] for line in found.record.decisions}
+    for group in groups.prunable:
+        assert last.get(group.name, group.channels) >= math.floor(floor * share * group.channels)
+    assert any(last[group.name] < share * group.channels for group in groups.prunable if group.name in last)
