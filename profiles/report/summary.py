@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.core.bundle import Manifest
 from secateur.core.costs import Profile
 from secateur.profiles.report import accuracy, units
 from secateur.profiles.report.content import Report
@@ -14,6 +15,7 @@ METHODS = {
     "pagcp": "performance-aware global channel pruning (PAGCP)",
     "slimmable": "slimmable widths",
     "experts": "sparse task-expert extraction",
+    "experts,pagcp": "sparse task-expert extraction, then performance-aware global channel pruning (PAGCP)",
 }
 SOURCES = {
     "measured": "measured",
@@ -50,12 +52,21 @@ def prepare(report: Report) -> dict[str, Any]:
         "beyond": [change.name for change in changes if change.within is False],
         "judged": any(change.within is not None for change in changes),
         "tiles": _tiles(report),
+        "scope": scope(manifest),
         "groups": [
             ("Tasks", [_task(change) for change in changes] + [_delta(report)]),
             ("Costs of one sample", _costs(report)),
             ("Latency of one sample", latencies(report)),
         ],
     }
+
+
+def scope(manifest: Manifest) -> str:
+    """What the figures before an extraction are of; nothing for other methods, which keep all tasks."""
+    if not manifest.method.startswith("experts"):
+        return ""
+    tasks = ", ".join(task.name for task in manifest.tasks)
+    return f"Before: the whole model, its costs for all its tasks, its latency for {tasks} alone"
 
 
 def latencies(report: Report) -> list[Row]:

@@ -24,8 +24,9 @@ def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) ->
         "", manifest, profiles=measured.profiles if measured else (),
         profiles_before=measured.profiles_against if measured else (),
     )  # fmt: skip
+    found = summary.prepare(content)
     shown = table("", "before", "after", "change", " ", numbers=("before", "after", "change"))
-    for _, rows in summary.prepare(content)["groups"]:
+    for _, rows in found["groups"]:
         for row in rows:
             colour = {True: "green", False: "red", None: ""}[row.good]
             note = " ".join(filter(None, (row.note, row.source)))
@@ -36,6 +37,8 @@ def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) ->
         f"{manifest.workload}, {manifest.method}, budget {', '.join(manifest.budget) or 'none'}", style="bold"
     )
     console.print(shown)
+    if found["scope"]:
+        console.print(found["scope"], style="dim", soft_wrap=True)
     _show_missing(console, measured.profiles if measured else ())
     if manifest.budget_met:
         console.print(Text("budget met", "green"))

@@ -29,7 +29,9 @@ def test_the_bundle_is_exported_with_proof_and_another_point_can_be_selected(tmp
     chosen = sc.select(bundle, "params<=70%", workload=workload())
     kept = bundle_history(bundle)["experts"]["points"][chosen.point]["kept"]
     assert chosen.widths == {path: len(numbers) for path, numbers in kept.items()}
-    assert "Experts by task" in bundle.file("report.html").read_text()
+    report = bundle.file("report.html").read_text()
+    assert "Experts by task" in report
+    assert "its costs for all its tasks, its latency for depth alone" in report
 
 
 def test_pagcp_prunes_what_an_extraction_left(tmp_path: Path) -> None:
