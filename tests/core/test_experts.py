@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from secateur.core.errors import ExportError
 from secateur.core.experts import ExpertWeights, by_expert, dense_gates, execution, mix, route
 
 WIDTH, HIDDEN = 6, 5
@@ -45,8 +46,18 @@ def test_all_executions_agree(
     scores = torch.randn(samples, tokens, experts, dtype=torch.float64).softmax(-1)
     made = weights(experts, seed, gated=gated, bias=bias)
     expected = run("dense", x, scores, made, min(k, experts), renormalise=renormalise)
-    for kind in SPARSE:
+    for kind in (*SPARSE, "fixed") if k >= experts else SPARSE:
         torch.testing.assert_close(run(kind, x, scores, made, min(k, experts), renormalise=renormalise), expected)
+
+
+def test_where_nothing_is_left_to_choose_no_routing_is_written_and_else_none_is_faked() -> None:
+    x, scores = torch.randn(1, 3, WIDTH, dtype=torch.float64), torch.rand(1, 3, 5, dtype=torch.float64)
+    kept, made = torch.tensor([1, 4]), weights(2)
+    with execution("fixed"):
+        found = mix(x, scores, kept, made, 2)
+        with pytest.raises(ExportError, match="each chooses 1 of 2"):
+            mix(x, scores, kept, made, 1)
+    torch.testing.assert_close(found, mix(x, scores, kept, made, 2))
 
 
 @pytest.mark.parametrize("kind", ["dense", *SPARSE])
