@@ -50,6 +50,8 @@ _MEASURE = {
     "vitis-ai": "export with --to onnx and compile it with the vendor's tools for the board",
 }
 _PACKAGE = {"tvm": '"secateur[tvm]"'}
+_NEEDS = {"ncnn": (RUNTIMES["ncnn"].packages, RUNTIMES["ncnn"].extra), "tvm": (("tvm", "tvm_ffi"), "tvm")}
+"""Runtime of a farm's device → packages that make its files here, and the extra that brings them."""
 _ELSEWHERE: tuple[Kind, ...] = ("gpu", "mobile", "fpga")
 
 
@@ -115,11 +117,13 @@ def device_status(device: Device) -> TargetStatus:
 
 def _status_on_farm(target: FarmTarget) -> TargetStatus:
     """Whether a device can be reached is seen when it is asked to measure."""
-    if (package := RUNTIMES[target.runtime].missing()) is None:
+    packages, extra = _NEEDS[target.runtime]
+    missing = next((name for name in packages if importlib.util.find_spec(name) is None), None)
+    if missing is None:
         return TargetStatus(target.name, target.kind, "measured", f"on {target.title}, while it can be reached")
-    how = f'install it with: pip install "secateur[{RUNTIMES[target.runtime].extra}]"'
+    how = f'install it with: pip install "secateur[{extra}]"'
     status: Status = "unavailable" if target.latency is None else "predicted"
-    return TargetStatus(target.name, target.kind, status, f"{package} is not installed", how)
+    return TargetStatus(target.name, target.kind, status, f"{missing} is not installed", how)
 
 
 def _status_here(device: Device) -> TargetStatus:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.costs import Profile
-from secateur.core.errors import ExportError, OutputError, TargetUnavailableError, WorkloadError
+from secateur.core.errors import DeviceError, ExportError, OutputError, TargetUnavailableError, WorkloadError
 from secateur.core.files import write_json
 from secateur.core.progress import bar
 from secateur.export import formats
 from secateur.export.formats import Options
 from secateur.export.ncnn_format import Ncnn
-from secateur.targets.farm.file import read_farm
+from secateur.targets.farm.file import Farm, read_farm
 from secateur.targets.farm.journal import Journal
 from secateur.targets.farm.lease import Leases
 from secateur.targets.farm.network import Network, job_of, measure, profile
@@ -99,7 +99,7 @@ def farm(
         ExportError, MissingExtraError: a model that cannot be made into a network of ncnn.
         OutputError: the output exists, or a stopped run's journal does.
     """
-    where, place = read_farm(devices), Path(output)
+    where, place = _of_ncnn(read_farm(devices), devices), Path(output)
     journal_path = _journal_path(place, resume, force)
     formats.get(Ncnn.name).require()
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
@@ -131,6 +131,16 @@ def nothing(report: FarmReport) -> TargetUnavailableError | None:
         return None
     first = report.benchmarks[0].profiles[0]
     return TargetUnavailableError(f"{first.target}: {first.reason}", first.how or "")
+
+
+def _of_ncnn(farm: Farm, path: str | os.PathLike[str]) -> Farm:
+    for device in farm.devices:
+        if device.runtime != "ncnn":
+            raise DeviceError(
+                f"{os.fspath(path)}: {device.name} runs {device.runtime}, and this measures with ncnn",
+                f"leave it out, and measure on it with: secateur benchmark BUNDLE --target farm:{device.key}",
+            )
+    return farm
 
 
 def _journal_path(output: Path, resume: bool, force: bool) -> Path:

@@ -187,11 +187,12 @@ def _on_farm(
     """Each subject's profile on a device of the farm; predicted, with the reason, where none can be reached."""
     from secateur.targets.farm.measure import measure_on_farm
 
-    runtime = RUNTIMES[target.runtime]
+    runtime = RUNTIMES.get(target.runtime)
     try:
-        found = measure_on_farm(target, {name: each.form(runtime) for name, each in subjects.items()}, against=against)
+        files = {name: each.form(runtime) if runtime else each.onnx for name, each in subjects.items()}
+        found = measure_on_farm(target, files, shapes=shapes, against=against)
     except (TargetUnavailableError, ExportError) as error:
-        formless = not all(subject.has(runtime) for subject in subjects.values())
+        formless = runtime is not None and not all(subject.has(runtime) for subject in subjects.values())
         if target.latency is None or (isinstance(error, ExportError) and not formless):
             raise
         why = f"not measured: {error.message}"

@@ -34,17 +34,19 @@ class ReachEntry(_Model):
     adb: str | None = Field(default=None, min_length=1)
     ssh: str | None = Field(default=None, pattern=r"^[^-\s]\S*$")  # what begins with "-" would be an option
     local: Literal[True] | None = None
+    rpc: str | None = Field(default=None, pattern=r"^\S+:\d+$")  # a TVM server's host:port, or a tracker's
+    tracker_key: str = ""  # of the device, where it is a tracker
     options: list[str] = Field(default_factory=list)
     program: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(each is not None for each in (self.adb, self.ssh, self.local)) != 1:
-            raise ValueError("name one of: adb, ssh, local")
+        if sum(each is not None for each in (self.adb, self.ssh, self.local, self.rpc)) != 1:
+            raise ValueError("name one of: adb, ssh, local, rpc")
         return self
 
     def open(self) -> Reach:
-        """The way itself."""
+        """The way itself, to a device that runs ncnn."""
         if self.adb is not None:
             return Adb(self.adb, self.program or "adb")
         if self.ssh is not None:
@@ -58,7 +60,8 @@ class FarmDevice(_Model):
     name: str = Field(pattern=r"^[\w.:-]+$")
     key: str = Field(pattern=r"^[\w.:-]+$")
     reach: ReachEntry
-    runner: str = Field(min_length=1)  # path of the program on this machine
+    runner: str = ""  # path of the program on this machine; over rpc there is none
+    arch: str = ""  # over rpc: of its CPU, such as aarch64; this machine's when empty
     target: str | None = None  # whose predictions stand in while the device cannot be reached
     launcher: list[str] = Field(default_factory=list)  # before the runner, such as an emulator
     folder: str = "/data/local/tmp/secateur"  # on the device, where programs may be started
@@ -71,6 +74,21 @@ class FarmDevice(_Model):
     cool_down_s: float = Field(default=0.0, ge=0, le=3600)  # before each run
     cool_below_c: float | None = Field(default=None, gt=0, le=150)  # wait for that temperature, where it is readable
     cool_limit_s: float = Field(default=120.0, ge=0, le=3600)  # but no longer than this
+
+    @property
+    def runtime(self) -> Literal["ncnn", "tvm"]:
+        """What executes models there."""
+        return "ncnn" if self.reach.rpc is None else "tvm"
+
+    @model_validator(mode="after")
+    def _fits_its_runtime(self) -> Self:
+        if self.runtime == "ncnn" and not self.runner:
+            raise ValueError("runner: required")
+        if self.runtime == "ncnn" and self.arch:
+            raise ValueError("arch: is of devices that are reached over rpc")
+        if self.runtime == "tvm" and (self.runner or self.target):
+            raise ValueError("a device that is reached over rpc has neither runner nor target: nothing predicts TVM")
+        return self
 
 
 class Farm(_Model):
@@ -89,8 +107,10 @@ class Farm(_Model):
     @model_validator(mode="after")
     def _keys_are_alike(self) -> Self:
         for key in self.keys:
-            if len({device.target for device in self.of_key(key)}) > 1:
-                raise ValueError(f"devices of the key {key} name different targets, and are meant to be alike")
+            if len({(device.target, device.runtime, device.arch) for device in self.of_key(key)}) > 1:
+                raise ValueError(
+                    f"devices of the key {key} differ in target, runtime or arch, and are meant to be alike"
+                )
         return self
 
     @property
@@ -123,15 +143,19 @@ def read_farm(path: str | os.PathLike[str]) -> Farm:
         where = ".".join(map(str, first["loc"])) or "it"
         reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise DeviceError(f"{place}: {where}: {reason}", "docs/farm.md shows every key") from error
-    devices = [each.model_copy(update={"runner": str(place.parent / each.runner)}) for each in farm.devices]
+    devices = [_placed(each, place.parent) for each in farm.devices]
     for device in devices:
-        if not Path(device.runner).is_file():
+        if device.runner and not Path(device.runner).is_file():
             raise DeviceError(
                 f"{place}: {device.name}: there is no runner at {device.runner}",
                 "build it with: python -m secateur.export.runner --ncnn SOURCE --compiler COMPILER -o PATH",
             )
     leases = str(place.parent / farm.leases) if farm.leases else None
     return farm.model_copy(update={"devices": devices, "leases": leases})
+
+
+def _placed(device: FarmDevice, folder: Path) -> FarmDevice:
+    return device.model_copy(update={"runner": str(folder / device.runner)}) if device.runner else device
 
 
 def _load(path: Path) -> Any:

@@ -93,7 +93,7 @@ def run_all(
     if crashed:
         raise crashed[0]
     done = journal.outcomes()
-    missing = {job.name: {"unavailable": queues[job.key].why} for job in waiting if job.name not in done}
+    missing = {job.name: queues[job.key].missing() for job in waiting if job.name not in done}
     return {job.name: done.get(job.name) or missing[job.name] for job in jobs}
 
 
@@ -104,6 +104,7 @@ class _Queue:
     pending: list[Job]
     order: Sequence[Keyed]
     why: str = ""
+    hint: str = ""
     crash: BaseException | None = None
     _tried: dict[str, set[str]] = field(default_factory=dict)
     _running: int = 0
@@ -136,11 +137,15 @@ class _Queue:
             self._running -= 1
             self._changed.notify_all()
 
-    def give_back(self, job: Job, device: str, why: str) -> None:
+    def missing(self) -> Outcome:
+        """The outcome of a job for which no device was left."""
+        return {"unavailable": self.why, "hint": self.hint}
+
+    def give_back(self, job: Job, device: str, lost: TargetUnavailableError) -> None:
         """A job whose device was lost."""
         with self._changed:
             self._running -= 1
-            self.why = why
+            self.why, self.hint = lost.message, lost.hint
             self._tried.setdefault(job.name, set()).add(device)
             self.pending.append(job)
             self._changed.notify_all()
@@ -171,7 +176,7 @@ def _work(
                     outcome = {**measure(device, job), "device": device.name}
             except TargetUnavailableError as error:  # lost, or never reached
                 losses += 1
-                queue.give_back(job, device.name, error.message)
+                queue.give_back(job, device.name, error)
                 continue
             except SecateurError as error:
                 outcome = {"failed": error.message, "hint": error.hint, "device": device.name}

@@ -82,7 +82,7 @@ def _target(wanted: str, devices: Sequence[FarmDevice], farm: Farm, path: Path) 
 def _alike(device: FarmDevice, path: Path) -> Device:
     """What stands for a device while it cannot be reached."""
     if device.target is None:
-        return Device(name=device.key.lower(), kind="mobile", title=device.key, runtime="ncnn")
+        return Device(name="unknown", kind="mobile", title=device.key, runtime=device.runtime)
     found = get(device.target)
     if found.runtime != "ncnn":
         raise DeviceError(

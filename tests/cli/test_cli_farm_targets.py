@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(secateur: Secateur, bundle: Bundle, farm: Path, m
     farm.write_text(text.replace(PREDICTED, "cpu"))
     secateur("benchmark", bundle.path, "--target", "farm:board").refused(2, "cpu is run by onnxruntime")
     farm.write_text(text.replace(PREDICTED, "mobile:raspberry-pi-4", 1))
-    secateur("benchmark", bundle.path, "--target", "farm:board").refused(2, "key board", "different targets")
+    secateur("benchmark", bundle.path, "--target", "farm:board").refused(2, "key board", "differ in target")
     broken = secateur("targets", "--json").document["targets"]
     assert next(each for each in broken if each["name"] == "farm")["status"] == "unavailable"
     monkeypatch.setenv("SECATEUR_FARM", str(farm.with_name("none.yaml")))
