@@ -145,10 +145,10 @@ def measure(
     if isinstance(place.latency, RoutedLatency):
         routed = measure_routed(subjects, place, against, layers)
         return {name: filled(profile, subjects[name]) for name, profile in routed.items()}
+    if isinstance(place, FarmTarget) and not predict:
+        return _on_farm(subjects, place, against, layers, shapes)
     if predict or is_predicted(place) or _only_predictable(subjects, place):
         return _predicted(subjects, place, against, layers, shapes)
-    if isinstance(place, FarmTarget):
-        return _on_farm(subjects, place, against, layers, shapes)
     if place.runtime in RUNTIMES:
         runtime = RUNTIMES[place.runtime]
         files = {name: subject.form(runtime) for name, subject in subjects.items()}
@@ -191,7 +191,7 @@ def _on_farm(
     try:
         files = {name: each.form(runtime) if runtime else each.onnx for name, each in subjects.items()}
         found = measure_on_farm(target, files, shapes=shapes, against=against)
-    except (TargetUnavailableError, ExportError) as error:
+    except (TargetUnavailableError, MissingExtraError, ExportError) as error:
         formless = runtime is not None and not all(subject.has(runtime) for subject in subjects.values())
         if target.latency is None or (isinstance(error, ExportError) and not formless):
             raise

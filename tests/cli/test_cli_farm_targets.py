@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -157,14 +158,18 @@ def test_targets_lists_the_farm(secateur: Secateur) -> None:
     assert single["name"] == "farm:d"
 
 
+@pytest.mark.usefixtures("farm")
 def test_without_ncnn_it_is_predicted_or_says_what_to_install(
-    secateur: Secateur, farm: Path, monkeypatch: pytest.MonkeyPatch
+    secateur: Secateur, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pnnx" else found(name))
+    known = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pnnx" else known(name))
     listed = {each["name"]: each for each in secateur("targets", "--json").document["targets"]}
     assert (listed["farm:board"]["status"], listed["farm:lone"]["status"]) == ("predicted", "unavailable")
     assert "secateur[mobile]" in listed["farm:lone"]["how"]
+    (found,) = secateur("benchmark", bundle.path, "--target", "farm:board", "--json").document["results"]
+    assert (found["source"], found["reason"]) == ("predicted", "not measured: pnnx is not installed")
+    secateur("benchmark", bundle.path, "--target", "farm:lone").refused(4, "pnnx is not installed", "secateur[mobile]")
 
 
 def test_a_benchmark_that_is_killed_leaves_its_device_to_the_next(
