@@ -187,22 +187,27 @@ def run_variants(target: str, state: str) -> None:
     write_json(path, document)
 
 
-def run_calibrated(target: str) -> None:
+def run_calibrated(target: str, busy: bool) -> None:
+    """What the calibration of now predicts; one that was made while other programs ran stands beside the quiet one."""
     kept = json.loads((HERE / "results" / f"latency-variants-{target}.json").read_text(encoding="utf-8"))
-    calibration = read(target)
+    path, calibration = HERE / "results" / f"latency-calibrated-{target}.json", read(target)
     if kept["runtime"] != calibration.version:
         raise SystemExit(f"the variants were measured with {kept['runtime']}: measure them again")
     model = calibration.model()
     names, found = zip(*((name, model.predict(read_onnx_bytes(each.onnx()))) for name, each in variants()), strict=True)
-    document: dict[str, object] = {
-        "command": f"python benchmarks/latency.py calibrated {target}", "machine": kept["machine"],
-        "runtime": calibration.version, "operators": len(calibration.operators),
-        "networks": len(calibration.models), "left_out": left_out(calibration),
+    figures: dict[str, object] = {
+        "operators": len(calibration.operators), "networks": len(calibration.models), "left_out": left_out(calibration),
         "sessions": {state: session(names, found, np.array(ms)) for state, ms in kept["sessions"].items()},
         "predicted_ms": [round(each.ms, 4) for each in found],
     }  # fmt: skip
-    write_json(HERE / "results" / f"latency-calibrated-{target}.json", document)
-    print(json.dumps({key: value for key, value in document.items() if key != "predicted_ms"}, indent=1))
+    head = {
+        "command": f"python benchmarks/latency.py calibrated {target}", "machine": kept["machine"],
+        "runtime": calibration.version,
+    }  # fmt: skip
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    both = {**before, "calibrated_busy": figures} if busy else {**before, **figures}
+    write_json(path, {**both, **head})
+    print(json.dumps({key: value for key, value in figures.items() if key != "predicted_ms"}, indent=1))
 
 
 def session(names: Sequence[str], found: Sequence[Estimate], measured: np.ndarray) -> dict[str, object]:
@@ -210,7 +215,11 @@ def session(names: Sequence[str], found: Sequence[Estimate], measured: np.ndarra
     errors = np.array([each.ms for each in found]) / measured - 1
     inside = [each.low <= ms <= each.high for each, ms in zip(found, measured, strict=True)]
     families = {name: summary(errors[[each == name for each in names]]) for name in sorted(set(names))}
-    return {**summary(errors), "interval_90_holds_pct": round(100 * float(np.mean(inside)), 1), "families": families}
+    low, high = (np.median([getattr(each, end) / each.ms - 1 for each in found]) for end in ("low", "high"))
+    return {
+        **summary(errors), "interval_90_holds_pct": round(100 * float(np.mean(inside)), 1),
+        "interval_90_pct": [round(100 * float(low)), round(100 * float(high))], "families": families,
+    }  # fmt: skip
 
 
 def left_out(calibration: Calibration, folds: int = 8) -> dict[str, float]:
@@ -230,14 +239,14 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["published", "variants", "calibrated"])
     parser.add_argument("target", nargs="?", default="cpu", choices=sorted(METERS))
-    parser.add_argument("--busy", action="store_true", help="variants: other programs are at work on this machine")
+    parser.add_argument("--busy", action="store_true", help="other programs are (or were, while calibrating) at work")
     given = parser.parse_args(arguments)
     if given.what == "published":
         run_published()
     elif given.what == "variants":
         run_variants(given.target, "busy" if given.busy else "quiet")
     else:
-        run_calibrated(given.target)
+        run_calibrated(given.target, given.busy)
 
 
 if __name__ == "__main__":

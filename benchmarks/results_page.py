@@ -377,6 +377,9 @@ def calibrated(document: Document) -> list[str]:
     for state, each in document["sessions"].items():
         found |= {f"{family}, {state}": figures for family, figures in each["families"].items()}
         found[f"all three, {state}"] = each
+    if busy := document.get("calibrated_busy"):
+        found["calibrated while busy: its own, left out"] = busy["left_out"]
+        found |= {f"calibrated while busy: all three, {state}": each for state, each in busy["sessions"].items()}
     rows = [
         (
             name, each["predictions"], f"{each['median_error_pct']:.1f} %", f"{each['within_10_pct']:.0f} %",
