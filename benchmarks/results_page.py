@@ -235,7 +235,13 @@ def coverage(document: Document) -> list[str]:
 
 @section("One elastic model for all widths", "slimmable-*.json")
 def slimmable(document: Document) -> list[str]:
-    lines, ratios, better, searches = [f"**{document['workload']}**:", ""], [], 0, 0
+    first = document["runs"][0]
+    lines = [
+        f"**{document['workload']}**, {first['settings']['epochs']} epochs for all widths together; a separate model "
+        f"had {first['peer_epochs']}" + (", at full width it is the original." if first["full"] == "original" else "."),
+        "",
+    ]  # fmt: skip
+    ratios, better, searches = [], 0, 0
     rows = []
     for run in document["runs"]:
         ratios.append(run["hypervolume"]["elastic"] / run["hypervolume"]["separate"])
@@ -260,6 +266,8 @@ def closed_loop(document: Document) -> list[str]:
     found = document["summary"]
     stated = pct(found["error_stated"])
     return [
+        f"{len(document['frames'])} frames of `scenes-elastic` on a simulated load; each task is preferred in turn.",
+        "", "![budget, latency and expected metrics over time](closed-loop.svg)", "",
         *table(("", ""), ((key.replace("_", " "), f"{value:.3g}") for key, value in found.items())), "",
         goal(
             f"≥ 90 % of {found['checked']:.0f} configurations within the stated error of {stated} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from elastic_case import combinations, random_table
 
 from secateur.core.elastic.files import load_table
-from secateur.core.elastic.table import Table
+from secateur.core.elastic.table import Figures, Table
 from secateur.core.errors import BundleError
 
 
@@ -26,6 +27,20 @@ def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.latency["cpu"].figures.shared, table.latency["cpu"].figures.shared, rtol=1e-6)
     assert back.original == table.original
     assert (back.exported, back.configurations) == (table.exported, 81)
+
+
+def test_a_budget_of_just_what_a_configuration_costs_holds_it_after_the_file(tmp_path: Path) -> None:
+    """Counts of nine digits stay whole numbers: 218,333,184 is not 218,333,200."""
+    table = random_table()
+    whole = Figures(
+        table.costs["flops"].shared.round() * 100 + 1,
+        {task: each.round() * 100 + 3 for task, each in table.costs["flops"].decoders.items()},
+    )
+    table = replace(table, costs={**table.costs, "flops": whole})
+    (tmp_path / "t.json").write_text(json.dumps(table.as_json()))
+    back = load_table(tmp_path / "t.json")
+    for row, chosen in combinations(table):
+        assert back.costs["flops"].of(row, chosen) == whole.of(row, chosen)
 
 
 def test_a_configuration_has_the_rows_widths_and_the_decoders() -> None:

@@ -64,7 +64,7 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Milliseconds on one target. `error_pct`: of measured ones the 90th percentile of |sum - measured| / measured over
+    """Milliseconds on one target. `error_pct`: of measured ones the largest |sum - measured| / measured over 22
     configurations that the table was not made from, None where that was not tried; of predicted ones the error that
     the target's model states. `machine`: what was measured, or what the model is made from."""
 
@@ -260,5 +260,9 @@ def _matrix(rows: Any) -> Ints:
 
 
 def _listed(values: Floats) -> Any:
-    """Numbers as JSON, to seven digits: they are measurements."""
-    return np.vectorize(lambda value: float(f"{value:.7g}"), otypes=[float])(values).tolist() if values.size else []
+    """Numbers as JSON: counts as they are, as budgets may be set to just them; measurements to seven digits."""
+    return np.vectorize(_rounded, otypes=[float])(values).tolist() if values.size else []
+
+
+def _rounded(value: float) -> float:
+    return value if float(value).is_integer() else float(f"{value:.7g}")
