@@ -244,7 +244,8 @@ def slimmable(document: Document) -> list[str]:
     ratios, better, searches = [], 0, 0
     rows = []
     for run in document["runs"]:
-        ratios.append(run["hypervolume"]["elastic"] / run["hypervolume"]["separate"])
+        volumes = zip(run["hypervolume"]["elastic"], run["hypervolume"]["separate"], strict=True)
+        ratios.append([own / max(theirs, 1e-12) for own, theirs in volumes])
         for each, choice in zip(run["widths"], run["searched"], strict=True):
             deltas = [each.get(f"{name}_delta_mtl") for name in ("elastic", "separate", "pagcp")]
             shown = ("–" if delta is None else f"{delta:+.2f}" for delta in deltas)
@@ -252,13 +253,19 @@ def slimmable(document: Document) -> list[str]:
             rows.append((run["seed"], f"{each['flops'] / 1e6:.1f}", *shown, *qualities))
             better, searches = better + (choice["searched"] >= choice["uniform"] - 1e-9), searches + 1
     least = min(run["flops_range"] for run in document["runs"])
+    worst, means = min(map(min, ratios)), ", ".join(_ratio(each) for each in zip(*ratios, strict=True))
     head = ("seed", "MFLOPs", "elastic Δ_MTL %", "separate", "PAGCP", "uniform width, quality", "searched")
     return [
         *lines, *table(head, rows), "",
-        goal(f"hypervolume ≥ 98 % of separate models ({spread([100 * r for r in ratios], 1)} %)", min(ratios) >= 0.98),
+        goal(f"hypervolume ≥ 98 % of separate models within each width's FLOPs ({means})", worst >= 0.98),
         goal(f"≥ 16× range of FLOPs from one file ({least:.1f}×)", least >= 16),
         goal(f"what is searched is never worse than a uniform width ({better} of {searches})", better == searches),
     ]  # fmt: skip
+
+
+def _ratio(found: Sequence[float]) -> str:
+    mean = statistics.mean(found)
+    return pct(mean) if mean < 10 else "more than ten times"
 
 
 @section("A controller in the loop", "closed-loop*.json")

@@ -9,8 +9,8 @@ The last is for one that was trained before; at full width, the original stands 
 For every seed: the elastic model is trained, its configurations tabulated; at each uniform width, the model cut to
 that width (channels sorted alike) is fine-tuned by itself for as many epochs, with the original as teacher, and PAGCP
 prunes to as many FLOPs with as much fine-tuning. Judged on test data: the elastic model's uniform widths against
-either (hypervolume of each set, relative to the original, reference twice as bad), and, on calibration data, what the
-search finds within the FLOPs of each uniform width against that width itself. Writes
+either (hypervolume of what fits each budget, relative to the original, reference twice as bad), and, on calibration
+data, what the search finds within the FLOPs of each uniform width against that width itself. Writes
 benchmarks/results/slimmable-WORKLOAD.json.
 """
 
@@ -105,10 +105,7 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
     budgets = [each["flops"] for each in widths]
     return {
         "seed": seed, "seconds": round(seconds), "settings": settings.as_json(), "original": before, "widths": widths,
-        "hypervolume": {
-            name: volume(workload, before, [each.get(name) or each.get("separate", before) for each in widths])
-            for name in ("elastic", *options.peers)
-        },
+        "hypervolume": volumes(workload, before, widths, ("elastic", *options.peers)),
         "full": options.full, "peer_epochs": peers.epochs, "flops_range": most / budgets[0],
         "searched": searched(elastic, table, budgets),
         "control": control(table, list(np.geomspace(1.2 * budgets[0], most, 6))).as_json(), "notes": dict(table.notes),
@@ -133,6 +130,17 @@ def pruned(workload: Workload, share: float, settings: Settings, seed: int) -> d
     chosen = pagcp.Settings(epochs=settings.epochs, remove_dead=True)
     budget = Budget.parse(f"flops<={100 * share:.3f}%")
     return dict(pagcp.prune(workload, budget, Tolerance.parse("5%"), chosen, seed=seed).point.metrics)
+
+
+def volumes(
+    workload: Workload, before: dict[str, float], widths: list[dict[str, Any]], names: tuple[str, ...]
+) -> dict[str, list[float]]:
+    """By name, for the FLOPs of each width: the hypervolume of that width and the smaller ones."""
+    found = {}
+    for name in names:
+        models = [each.get(name) or each.get("separate", before) for each in widths]
+        found[name] = [volume(workload, before, models[: count + 1]) for count in range(len(models))]
+    return found
 
 
 def volume(workload: Workload, before: dict[str, float], found: list[dict[str, float]]) -> float:
@@ -187,10 +195,10 @@ def show(runs: list[dict[str, Any]]) -> None:
     Console().print(table)
     for run in runs:
         volumes = run["hypervolume"]
-        shares = ", ".join(
-            f"{100 * volumes['elastic'] / max(volumes[p], 1e-12):.1f} % of {p}" for p in PEERS if p in volumes
-        )
-        say(f"seed {run['seed']}: hypervolume {volumes['elastic']:.4f}, {shares}; {run['flops_range']:.1f}x in FLOPs")
+        for peer in (each for each in PEERS if each in volumes):
+            pairs = zip(volumes["elastic"], volumes[peer], strict=True)
+            shares = ", ".join(f"{100 * own / max(theirs, 1e-12):.1f} %" for own, theirs in pairs)
+            say(f"seed {run['seed']}: hypervolume within each width's FLOPs, of that of {peer}: {shares}")
 
 
 def _parser() -> argparse.ArgumentParser:
