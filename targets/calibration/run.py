@@ -78,7 +78,7 @@ def calibrate(
     found = read(target, threads)
     found.path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(len(found.operators) + 1009 * len(found.models))
-    with found.path.open("a", encoding="utf-8") as file:
+    with _appending(found.path) as file:
         _pass(found, meter, file, WHOLE // 3, 1, end)
         passes = 0
         while time.monotonic() < end and (batch := _batch(found, random)):
@@ -162,6 +162,14 @@ def _meter(target: str, threads: int) -> Meter:
             f'operators of "{target}" cannot be measured from here', f"calibrate one of: {', '.join(METERS)}"
         )
     return METERS[target](threads)
+
+
+def _appending(path: Path) -> Any:
+    """The file, open at its end; a line that a stopped run left half is ended, so that the next one stands alone."""
+    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    file = path.open("a", encoding="utf-8")
+    file.write("\n" if cut else "")
+    return file
 
 
 def _append(file: Any, entry: dict[str, Any]) -> None:
