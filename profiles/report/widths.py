@@ -35,7 +35,7 @@ def prepare(report: Report) -> dict[str, Any] | None:
     table = report.elastic
     if table is None:
         return None
-    target = next(iter(table.latency), "cpu")
+    target = _target(table)
     chooser = Chooser(table, target=target)
     least = chooser.pick(Wish({"flops": 1.0})).costs["flops"]
     budgets = [float(each) for each in np.geomspace(max(least, 1.0), max(table.original.flops, 1.0), BUDGETS)]
@@ -60,6 +60,12 @@ def prepare(report: Report) -> dict[str, Any] | None:
         "latency": latency,
         "start": (BUDGETS // 2, 0),
     }
+
+
+def _target(table: Table) -> str:
+    """The target whose latencies are shown: a measured one, if there is any."""
+    measured = [name for name, latency in table.latency.items() if latency.source == "measured"]
+    return next(iter([*measured, *table.latency]), "cpu")
 
 
 def _panel(table: Table, choice: Choice, budget: int, preference: int) -> Panel:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_case as case
+from elastic_case import random_table
 
 import secateur.profiles.report
 from secateur.core.costs import Latency, Profile
@@ -266,3 +267,17 @@ def test_templates_and_style_are_package_data():
     folder = Path(secateur.profiles.report.__file__).parent
     assert {section.key + ".html.j2" for section in SECTIONS} <= {path.name for path in folder.glob("*.html.j2")}
     assert (folder / "report.css").is_file()
+
+
+def test_latencies_of_widths_say_whether_they_were_measured():
+    """Of several targets a measured one is shown; a predicted figure is never called measured."""
+    table = random_table()
+    guess = replace(table.latency["cpu"], source="predicted", machine="a model of it")
+    only = {"fpga:zcu102": guess}
+    words = Page(render(replace(case.full(), elastic=replace(table, latency=only)))).words("widths")
+    assert "Latency on fpga:zcu102 predicted" in words
+    assert "are predicted (a model of it); such predictions are typically 5 % off" in words
+    assert "measured" not in words
+    both = Page(render(replace(case.full(), elastic=replace(table, latency=only | table.latency)))).words("widths")
+    assert "Latency on cpu sum of measured parts" in both
+    assert "zcu102" not in both
