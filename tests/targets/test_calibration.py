@@ -23,6 +23,8 @@ from secateur.targets.calibration.sampling import LARGEST_MACS, convolution, dra
 from secateur.targets.calibration.sketch import Sketch, operator_sketch
 from secateur.verbs.benchmark import benchmark
 
+needs_ncnn = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("ncnn", "pnnx"))), reason="needs ncnn and pnnx")
+
 
 def truth(operator: Operator) -> float:
     """A machine whose convolutions fill vectors of 16 output channels."""
@@ -187,7 +189,7 @@ def test_operators_are_timed_in_onnx_runtime() -> None:
     assert meter.operator(convolution(64, 64, 32, 3, 1)) > meter.operator(convolution(8, 8, 8, 1, 1))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ncnn") is None, reason="needs ncnn")
+@needs_ncnn
 def test_a_sketch_computes_the_same_shapes_in_ncnn() -> None:
     meter, random = NcnnMeter(), np.random.default_rng(2)
     for _ in range(4):
@@ -205,7 +207,7 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("target", "predict"), [("cpu", True), ("mobile", False)])
+@pytest.mark.parametrize(("target", "predict"), [("cpu", True), pytest.param("mobile", False, marks=needs_ncnn)])
 def test_benchmark_predicts_this_machine_from_its_calibration(
     model_file: Path, target: str, predict: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
