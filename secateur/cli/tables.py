@@ -95,6 +95,9 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
                 console.print(f"{profile.target} is predicted {BASIS[profile.basis]}{why}", style="dim")
         _show_missing(console, found.profiles)
     for other, profile in zip(others, found.profiles, strict=True):
+        if other and other.source == "unavailable" != profile.source:
+            console.print(f"{found.against} cannot be had on {other.target}: {other.reason}", style="dim")
+    for other, profile in zip(others, found.profiles, strict=True):
         show_routed(console, [*([(str(found.against), other)] if other else []), (found.name, profile)])
         if profile.layers:
             show_layers(console, profile, other)

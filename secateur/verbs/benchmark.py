@@ -203,7 +203,7 @@ def converter(chosen: Callable[[], Workload], folder: Path, options: Options = O
     def convert(name: str) -> Path:
         exporter, place = formats.get(name), folder / name
         exporter.require()
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         workload = chosen()
         with Source(workload.model, workload) as source:
             return exporter.write(source, place, options)[0].path

@@ -71,7 +71,7 @@ def _measured(
             ),
             **point_subjects(bundle, workload, range(len(manifest.points)), Path(temporary)),
         }
-        found = measure_everywhere(subjects, where, against=ORIGINAL, layers=True)
+        found = measure_everywhere(subjects, where, some=False, against=ORIGINAL, layers=True)
     points = [
         point.model_copy(
             update={

@@ -101,11 +101,16 @@ def needs_onnx(place: Place) -> bool:
     return isinstance(place, Device) and not isinstance(place.latency, RoutedLatency)
 
 
-def measure_everywhere(subjects: Mapping[str, Subject], where: Sequence[Place], **how: Any) -> list[dict[str, Profile]]:
+def measure_everywhere(
+    subjects: Mapping[str, Subject], where: Sequence[Place], *, some: bool = True, **how: Any
+) -> list[dict[str, Profile]]:
     """Each subject's profile on each target, see `measure`; what fails on one target leaves the others their figures.
 
+    Args:
+        some: one target must give figures.
+
     Raises:
-        SecateurError: the first mistake, when it was made on every target that could be had.
+        SecateurError: the first mistake, when it was made on every target that could be had, and `some` are wanted.
     """
     found: list[dict[str, Profile]] = []
     mistakes: list[SecateurError] = []
@@ -117,7 +122,7 @@ def measure_everywhere(subjects: Mapping[str, Subject], where: Sequence[Place], 
             found.append(
                 measure(subjects, TargetStatus(place.name, place.kind, "unavailable", error.message, error.hint))
             )
-    if mistakes and len(mistakes) == sum(isinstance(place, Device) for place in where):
+    if some and mistakes and len(mistakes) == sum(isinstance(place, Device) for place in where):
         raise mistakes[0]
     return found
 
@@ -131,14 +136,58 @@ def measure(
     shapes: Mapping[str, Sequence[int]] | None = None,
     predict: bool = False,
 ) -> dict[str, Profile]:
-    """Each subject's profile on one target, measured in turns.
+    """Each subject's profile on one target, measured in turns. Subjects that cannot be expressed there, as a mixture
+    of experts whose tokens are routed, are left out with the reason while others can.
 
     Args:
         against: name of the subject that `speedup_against` of the others refers to.
         layers: also measure layer by layer.
         shapes: input name → shape, for ONNX files that leave more than the batch open.
         predict: also where it could be measured.
+
+    Raises:
+        ExportError: none can, but for the one that is compared with.
     """
+    try:
+        return _measured(subjects, place, against, layers, shapes, predict)
+    except ExportError as error:
+        lost = _lost(subjects, place, against, error)
+        rest = {name: subject for name, subject in subjects.items() if name not in lost}
+        if not lost or lost.keys() == {against} == subjects.keys():
+            raise
+        if not rest.keys() - {against}:
+            raise [*lost.values()][-1] from error
+        found = _measured(rest, place, against if against in rest else None, layers, shapes, predict)
+        for name, why in lost.items():
+            missing = TargetStatus(place.name, place.kind, "unavailable", why.message, why.hint)
+            found |= measure({name: subjects[name]}, missing)
+        return found
+
+
+def _lost(
+    subjects: Mapping[str, Subject], place: Place, against: str | None, error: ExportError
+) -> dict[str, ExportError]:
+    """The subjects that cannot be expressed on a target, and why; only of some runtimes is it known beforehand."""
+    runtime = RUNTIMES.get(place.runtime) if isinstance(place, Device) else None
+    if runtime is None or runtime.reads_onnx:
+        return {name: error for name in subjects if name == against}
+    lost = {}
+    for name, subject in subjects.items():
+        try:
+            subject.form(runtime)
+        except ExportError as why:
+            lost[name] = why
+    return lost
+
+
+def _measured(
+    subjects: Mapping[str, Subject],
+    place: Place,
+    against: str | None,
+    layers: bool,
+    shapes: Mapping[str, Sequence[int]] | None,
+    predict: bool,
+) -> dict[str, Profile]:
     if isinstance(place, TargetStatus):
         missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
         return {name: filled(missing, subject) for name, subject in subjects.items()}

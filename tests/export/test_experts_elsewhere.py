@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from export_models import MeanError
 
+import secateur as sc
 from secateur.compress.experts.cutting import expert_map
 from secateur.compress.experts.layers import find
 from secateur.core.errors import ExportError
@@ -89,3 +90,16 @@ def test_where_tokens_are_routed_the_format_says_that_it_cannot(name: str, tmp_p
         exported(name, workload(ROUTED, 2), tmp_path)
     assert "as many experts are left as a token chooses" in caught.value.hint
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", only("ncnn"))
+def test_what_the_original_cannot_be_on_a_target_the_extracted_model_is_measured_without(name: str) -> None:
+    routed, small = workload(ROUTED, 2), workload(FIXED, 2)
+    found = sc.benchmark(small, "mobile", against=routed)
+    (profile,), (other,) = found.profiles, found.profiles_against
+    assert (profile.source, other.source) == ("measured", "unavailable")
+    assert profile.speedup_against is None
+    assert "cannot route tokens" in str(other.reason)
+    with pytest.raises(ExportError, match="each chooses 2 of 3"):
+        sc.benchmark(routed, "mobile", against=small)
