@@ -3,10 +3,10 @@
     python benchmarks/pagcp.py digits --seeds 0 1 2 --epochs 9
 
 Every method cuts the same trained model to the same share of its FLOPs, and is fine-tuned by the same recipe (teacher,
-epochs, seed). PAGCP's fine-tuning is spread over its rounds, within the same number of epochs. Peers: uniform L1 (the
-same share of every group, our own groups), and torch-pruning's global magnitude (L1), BN-scale and Taylor criteria on
-a model whose training-only head was taken out, since its tracer does not see it. `--drop` is not enforced: the table
-shows what each method loses. Writes benchmarks/results/pagcp-WORKLOAD.json.
+epochs, seed). With several rounds, PAGCP's fine-tuning is spread over them, within the same number of epochs. Peers:
+uniform L1 (the same share of every group, our own groups), and torch-pruning's global magnitude (L1), BN-scale and
+Taylor criteria on a model whose training-only head was taken out, since its tracer does not see it. `--drop` is not
+enforced: the table shows what each method loses. Writes benchmarks/results/pagcp-WORKLOAD-PERCENT.json.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--flops", type=float, default=0.4)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=pagcp.Settings().rounds)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -189,7 +189,7 @@ def main() -> None:
             run = run_peer(PEERS[name], workload, args, seed) if name in PEERS else run_pagcp(workload, args, seed)
             results[name].append(measure(workload, run, before))
             say(f"seed {seed}, {name}: Δ_MTL {results[name][-1]['delta_mtl']:+.2f} %")
-        write_json(RESULTS / f"pagcp-{args.workload}.json", document)
+        write_json(RESULTS / f"pagcp-{args.workload}-{100 * args.flops:g}.json", document)
     show(results)
 
 

@@ -123,7 +123,8 @@ def pagcp(document: Document) -> list[str]:
     theirs = [run["delta_mtl"] for run in results[best]]
     noise = (statistics.variance(ours) + statistics.variance(theirs)) ** 0.5 if len(ours) > 1 else float("nan")
     return [
-        f"**{settings['workload']}**, {settings['epochs']} epochs of fine-tuning, seeds {settings['seeds']}:", "",
+        f"**{settings['workload']}** to {100 * settings['flops']:g} % of the FLOPs, {settings['epochs']} epochs of "
+        f"fine-tuning, seeds {settings['seeds']}:", "",
         *table(("method", "Δ_MTL %, mean ± sd", "FLOPs left", "parameters left", "seconds"), rows), "",
         goal(
             f"better than the best peer ({best}): {means['PAGCP'] - means[best]:+.2f} points, where seeds alone make "

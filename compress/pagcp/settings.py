@@ -65,7 +65,7 @@ class Settings:
     growth: float | None = 1.5
     keep_share: float = 0.8
     ratios: tuple[float, ...] = RATIOS[:10]
-    rounds: int = 2
+    rounds: int = 1
     front: tuple[float, ...] = ()
     max_passes: int = 24
     stop_at_budget: bool = True
