@@ -41,11 +41,14 @@ class Target:
         )
 
     def alike(self) -> float:
-        """The largest share of its channels (to 1/256) that every group can keep where all keep the same one; 0 when
-        even a channel each is too much."""
-        full = self._costs.full
-        shares = (step / 256 for step in range(256, -1, -1))
-        return next((share for share in shares if self.met(np.maximum(1.0, np.floor(share * full)))), 0.0)
+        """The largest share of its channels (to 1/256) that every group can keep where all keep the same one, by
+        bisection; 0 when even a channel each is too much."""
+        full, low, high = self._costs.full, 0.0, 1.0
+        while high - low > 1 / 256:
+            middle = (low + high) / 2
+            fits = self.met(np.maximum(1.0, np.floor(middle * full)))
+            low, high = (middle, high) if fits else (low, middle)
+        return low
 
     def saving(self, before: Floats, after: Floats) -> float:
         """What going from some widths to smaller ones saves of the costs that are still above their limit: the sum of
