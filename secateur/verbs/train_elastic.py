@@ -36,7 +36,7 @@ SHIPPED = {
     )
 }
 """Name of the bundle → workload and settings. The widths span 33x in FLOPs, in steps of 3-4x; the epochs keep a run
-under 40 minutes on two cores."""
+at about 40 minutes on two cores."""
 
 
 def main(arguments: list[str] | None = None) -> int:
