@@ -239,7 +239,9 @@ def slimmable(document: Document) -> list[str]:
     first = document["runs"][0]
     lines = [
         f"**{document['workload']}**, {first['settings']['epochs']} epochs for all widths together; a separate model "
-        f"had {first['peer_epochs']}" + (", at full width it is the original." if first["full"] == "original" else "."),
+        f"had {first['peer_epochs']}"
+        + (", at full width it is the original; " if first["full"] == "original" else "; ")
+        + f"learning rate {first['settings']['lr']:g}.",
         "",
     ]  # fmt: skip
     ratios, better, searches = [], 0, 0

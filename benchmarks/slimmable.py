@@ -77,7 +77,8 @@ def elastic_model(
         bundle = bundle_of(options.bundle)
         elastic, table, _ = load_elastic(bundle, workload)
         return elastic, table, Settings.from_json(bundle.manifest.settings), bundle.manifest.seconds
-    settings, started = Settings(epochs=options.epochs, widths=tuple(options.widths)), time.monotonic()
+    settings = Settings(epochs=options.epochs, widths=tuple(options.widths), lr=options.lr)
+    started = time.monotonic()
     result = slim(workload, settings, seed=seed)
     return result.elastic, result.table, settings, time.monotonic() - started
 
@@ -120,7 +121,8 @@ def separate(
     names = list(space.channels(space.largest))
     sort_channels(model, space.groups, names, workload.example_input, workload.task_names, settings.order)
     space.channel_map(at).apply(model)
-    recipe, journal = settings.recipe(settings.epochs), Journal(None, {}, resume=False)
+    recipe = replace(settings.recipe(settings.epochs), lr=settings.lr)
+    journal = Journal(None, {}, resume=False)
     finetune(model, workload, recipe, seed=seed, label="separate", journal=journal)
     return evaluate(model, workload.test, workload.tasks)
 
@@ -207,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", help="an elastic bundle of the workload to judge, instead of training one")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--widths", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0])
+    parser.add_argument("--lr", type=float, default=Settings.lr, help="of the elastic model and of separate ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))

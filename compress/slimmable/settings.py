@@ -42,7 +42,7 @@ class Settings:
     order: str = "l1"
     private_norms: bool = False
     epochs: int = 12
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema_decay: float = 0.99
@@ -69,10 +69,11 @@ class Settings:
         _ = self.rule
 
     def recipe(self, epochs: int) -> Recipe:
-        """How one configuration is fine-tuned by itself: as all of them are trained together."""
+        """How one configuration is fine-tuned by itself, which has learnt before: more gently than all together."""
         return Recipe(
-            epochs, self.lr, self.weight_decay, self.output_distillation, self.clip, self.ema_decay, self.warmup
-        )
+            epochs, min(self.lr, Recipe.lr), self.weight_decay, self.output_distillation, self.clip, self.ema_decay,
+            self.warmup,
+        )  # fmt: skip
 
     @property
     def rule(self) -> Rule:
