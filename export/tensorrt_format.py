@@ -20,8 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.core.errors import ExportError, MissingExtraError, TargetUnavailableError
-from secateur.core.experts import no_routing
+from secateur.core.errors import ExportError, MissingExtraError, TargetUnavailableError, no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.runtime import Array, Runtime

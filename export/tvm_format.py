@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.errors import ExportError, MissingExtraError, SecateurError, TargetUnavailableError
-from secateur.core.experts import no_routing
+from secateur.core.errors import ExportError, MissingExtraError, SecateurError, TargetUnavailableError, no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.runtime import Array, Runtime

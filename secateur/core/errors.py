@@ -112,3 +112,11 @@ class StoppedError(SecateurError):
 
     kind = "stopped"
     exit_code = 130
+
+
+def no_routing(what: str, why: str = "") -> ExportError:
+    """That something cannot run a mixture of experts as long as there is a choice to make."""
+    return ExportError(
+        f"{what} cannot route tokens to experts{why}",
+        "extract until as many experts are left as a token chooses (a smaller --budget), or export to onnx or openvino",
+    )

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.core.errors import ExportError
+from secateur.core.errors import no_routing
 
 Execution = Literal["auto", "dense", "sparse", "batched", "unrolled", "fixed", "op"]
 _execution: Execution = "auto"
@@ -188,14 +188,6 @@ def unrolled(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormal
         output = weights.expert(number, x.index_select(0, rows)) * gate
         mixed = mixed.index_put((rows,), output, accumulate=True)
     return mixed
-
-
-def no_routing(what: str, why: str = "") -> ExportError:
-    """That something cannot run a mixture of experts as long as there is a choice to make."""
-    return ExportError(
-        f"{what} cannot route tokens to experts{why}",
-        "extract until as many experts are left as a token chooses (a smaller --budget), or export to onnx or openvino",
-    )
 
 
 def fixed(x: Tensor, scores: Tensor, weights: ExpertWeights, k: int, renormalise: bool) -> Tensor:
