@@ -8,8 +8,9 @@ salient channels are gone, the same share of every group.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,11 +35,17 @@ def loss_per_drop(
     tasks: Sequence[Task],
     criterion: Criterion,
     evidence: Mapping[str, Tensor] | None = None,
+    count: Callable[[Mapping[str, int]], None] = lambda kept: None,
 ) -> Losses:
     """How far each task's loss rises while its metric drops by all of itself: the median over trial cuts. A task whose
-    metric dropped in none of them gets its own loss, as if both rose alike."""
+    metric dropped in none of them gets its own loss, as if both rose alike.
+
+    Args:
+        count: is told the channels kept of each group of a model that runs on all batches, to count its FLOPs.
+    """
     state = {name: tensor.detach() for name, tensor in named_tensors(groups.model).items()}
     ranked = {group.name: score(group, state, criterion, evidence) for group in groups.prunable}
+    count({})
     loss, metric = _judged(groups.model, batches, tasks)
     rates: dict[str, list[float]] = {task.name: [] for task in tasks}
     for share in SHARES:
@@ -46,11 +53,12 @@ def loss_per_drop(
             name: np.setdiff1d(np.arange(len(scores)), lowest(scores, int(share * len(scores))))
             for name, scores in ranked.items()
         }
+        count({name: len(channels) for name, channels in keep.items()})
         worse, measured = _judged(groups.cut(keep), batches, tasks)
         for task in tasks:
             rise = worse[task.name] - loss[task.name]
             drop = -task.relative_change(metric[task.name], measured[task.name])
-            if rise > 0 and drop > SEEN:
+            if rise > 0 and drop > SEEN and math.isfinite(rise) and math.isfinite(drop):
                 rates[task.name].append(rise / drop)
     return {name: statistics.median(found) if found else loss[name] for name, found in rates.items()}
 

@@ -29,6 +29,7 @@ from secateur.compress.pagcp.target import Target
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
+from secateur.core.predict import batch_size
 from secateur.core.progress import bar
 from secateur.core.task import Workload
 from secateur.targets.hardware import Hardware
@@ -151,8 +152,13 @@ class Round:
     def _units(self, kept: Kept) -> Losses:
         """Each task's rise of loss that goes with losing all of its metric."""
 
+        samples = sum(batch_size(inputs) for inputs, _ in self._batches)
+
+        def count(channels: Mapping[str, int]) -> None:
+            self._record.spent.forward_flops += self._costs.flops(self._costs.widths(channels)) * samples
+
         def units() -> Losses:
-            return loss_per_drop(self._groups, self._batches, self._tasks, self._criterion, self._evidence)
+            return loss_per_drop(self._groups, self._batches, self._tasks, self._criterion, self._evidence, count)
 
         return self._step(f"{self._label}/units", kept, units, dict, dict)
 

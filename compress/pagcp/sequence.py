@@ -138,8 +138,8 @@ class Sequence:
         return {name: scale**step for step, name in enumerate(order(savings, scale, rises))}, scale
 
     def probe(self) -> dict[str, float]:
-        """How far a trial cut of each group raises a task's loss, max_t (L_t / B_t - 1) in units of its strictness,
-        as a few chunks tell it."""
+        """How far a trial cut of each group raises a task's loss at worst, in units of its strictness and of what τ is
+        a share of, as a few chunks tell it."""
         rises = {}
         for group in self._open():
             keep = self._keep_without(group)(len(self.kept[group.name]) - self._trial_count(group.name))

@@ -17,16 +17,16 @@ class Settings:
     """How to prune.
 
     Args:
-        local_tolerance: τ0, allowed relative increase of each task's loss at the first group of a sequence.
+        local_tolerance: τ0, what the first group of a sequence may cost each task: a share of its metric, or of its
+            loss where `compound`.
         global_tolerance: T, the product bound over all groups, from which λ follows.
         price: without T, a group's tolerance is τ times (its saving / the largest)^price: at 1 every group may cost as
             much per saving, at 0 every group as much.
         compound: τ is a share of the losses as they are by then, so that the allowed drop compounds (published); else
             of the tasks' metrics, at the exchange rate that trial cuts show, and a task that is nearly lost does not
             become free to cut.
-        growth: a sequence may multiply each task's loss by at most this factor, counted from the original model's
-            losses and compounding over the sequences of a round; None for no such ceiling. It keeps a task that is
-            nearly lost from becoming free to cut.
+        growth: a sequence may cost each task at most this factor less 1, in what τ is a share of, counted from the
+            original model's losses and compounding over the sequences of a round; None for no such ceiling.
         keep_share: P, share of the groups that the filter keeps, best loss increase per cost removed first.
         ratios: candidate pruning ratios of a group in one sequence, ascending; half of its channels at most by
             default, so that one group does not pay for all before the others were asked.
@@ -118,8 +118,7 @@ class Settings:
     def published(self) -> Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""
         return replace(
-            self, local_tolerance=0.05, compound=True, floor=0.0, global_tolerance=5.0, growth=None, keep_share=0.8,
-            ratios=RATIOS, rounds=1,
-            front=(), max_passes=1, stop_at_budget=False, check_monotone=True, round_to=1, saliency="l1",
-            compensate=False, calibration_samples=None, confidence=None,
+            self, local_tolerance=0.05, global_tolerance=5.0, compound=True, growth=None, keep_share=0.8,
+            ratios=RATIOS, rounds=1, front=(), max_passes=1, stop_at_budget=False, check_monotone=True, saliency="l1",
+            compensate=False, floor=0.0, round_to=1, calibration_samples=None, confidence=None,
         )  # fmt: skip

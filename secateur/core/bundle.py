@@ -144,10 +144,15 @@ class Manifest(_Model):
 
 
 class Bundle:
-    """A bundle on disk, opened and checked for schema and completeness. Hashes are checked by `verify`."""
+    """A bundle on disk, opened and checked for schema and completeness. Hashes are checked by `verify`.
+
+    Attributes:
+        ships: whether it is one of Secateur's own, found by its name, which nobody changes.
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+        self.ships = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -246,7 +251,12 @@ def changed_bundle(bundle: Bundle) -> Iterator[tuple[Path, Callable[[Manifest], 
 
     Raises:
         BundleError: when the bundle is not what was written: a change must not put a new hash on an altered file.
+        OutputError: for one that ships with Secateur.
     """
+    if bundle.ships:
+        raise OutputError(
+            f"{bundle.path.name} ships with Secateur and stays as it is", f"copy it first: cp -r {bundle.path} ."
+        )
     if problems := bundle.verify():
         raise BundleError(problems[0], _AGAIN)
     with writing_folder(bundle.path) as folder:

@@ -27,4 +27,7 @@ def bundle_of(given: str | os.PathLike[str]) -> Bundle:
         BundleError: neither.
     """
     path = Path(given)
-    return Bundle.open(path if path.exists() else shipped(os.fspath(given)) or path)
+    found = None if path.exists() else shipped(os.fspath(given))
+    bundle = Bundle.open(found or path)
+    bundle.ships = found is not None
+    return bundle

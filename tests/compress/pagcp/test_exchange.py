@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -71,3 +72,17 @@ def test_a_metric_that_never_drops_counts_as_its_loss(squares: Workload) -> None
     tasks = tuple(replace(task, metric=Blind(task.loss, 1.0), better="higher") for task in squares.tasks)
     found = rates(squares, tasks)
     assert found == pytest.approx(plain_losses(squares.model, squares.calibration, squares.tasks), rel=1e-3)
+
+
+def test_a_metric_that_breaks_counts_as_its_loss_and_every_pass_is_counted(squares: Workload) -> None:
+    class Broken(Worth):
+        def compute(self) -> float:
+            return -math.inf if self.found[0] > first else 1.0
+
+    first = min(plain_losses(squares.model, squares.calibration[:1], squares.tasks).values())
+    tasks = tuple(replace(task, metric=Broken(task.loss, 1.0), better="higher") for task in squares.tasks)
+    groups, counted = trace(squares.model, squares.calibration[0][0], squares.task_names), list[dict[str, int]]()
+    found = loss_per_drop(groups, squares.calibration, tasks, find("l1"), count=lambda kept: counted.append(dict(kept)))
+    assert all(math.isfinite(rate) and rate > 0 for rate in found.values())
+    assert counted[0] == {}
+    assert [kept["deep.0"] for kept in counted[1:]] == [15, 13, 12]  # of 16, without 10, 20 and 30 %

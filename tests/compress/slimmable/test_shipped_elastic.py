@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from secateur.compress.slimmable.tabulate import Judge
 from secateur.core import shipped
 from secateur.core.bundle import Bundle
 from secateur.core.elastic.files import is_elastic, read_table
-from secateur.core.errors import BundleError
+from secateur.core.errors import BundleError, OutputError
 from secateur.core.predict import evaluate
 from secateur.verbs import train_elastic
+from secateur.verbs.export import export
+from secateur.verbs.report import report
 from secateur.verbs.select import select
 from secateur.workloads import workload as workload_by_name
 
@@ -90,3 +94,19 @@ def test_the_shipped_tables_metrics_are_those_of_the_shipped_weights(scenes: Bun
     judge = Judge(elastic, workload, Settings.from_json(scenes.manifest.settings), scenes.manifest.seed)
     found = judge.metrics(elastic.space.smallest)
     assert found == pytest.approx({task: values[0, 0] for task, values in table.metrics.items()}, rel=0.01)
+
+
+@pytest.mark.parametrize("change", [report, lambda bundle: export(bundle, "onnx")])
+def test_the_one_that_ships_is_never_written_into(change: Callable[[str], object]) -> None:
+    before = shipped.bundle_of("scenes-elastic").manifest
+    with pytest.raises(OutputError, match="scenes-elastic ships with Secateur"):
+        change("scenes-elastic")
+    bundle = shipped.bundle_of("scenes-elastic")
+    assert bundle.manifest == before
+    assert bundle.verify() == []
+
+
+def test_a_copy_of_it_is_the_users_own(tmp_path: Path) -> None:
+    copy = shutil.copytree(shipped.bundle_of("scenes-elastic").path, tmp_path / "mine")
+    assert report(copy).is_file()
+    assert Bundle.open(copy).verify() == []
