@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_the_loss_curve_stays_inside_its_box(trials, tau):
     for trial in spark.trials if spark else []:
         assert 0 <= trial.x <= 100
         assert 0 <= trial.y <= 28
+
+
+def test_the_line_of_a_decision_is_its_limit_on_the_loss_where_it_has_one():
+    entry = {
+        "round": 0, "group": "g", "channels": 8, "kept": 8, "pruned": False, "tau": 0.1,
+        "curve": [{"ratio": 0.5, "loss_ratio": {"a": 4.0}, "accepted": False}],
+    }  # fmt: skip
+    lines = [
+        decisions.prepare(replace(case.full(), history={"decisions": [each]}))["rounds"][0]["decisions"][0].spark.limit
+        for each in (entry, entry | {"limit": 1.1}, entry | {"limit": 2.5})
+    ]
+    assert lines[0] == lines[1] != lines[2]
 
 
 def test_a_decision_reports_the_loss_at_what_was_accepted():

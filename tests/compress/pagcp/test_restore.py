@@ -75,6 +75,15 @@ def test_what_comes_back_was_there_fits_and_helps(squares: Workload) -> None:
     assert sum(after[task] / one.unit[task] for task in after) < sum(before[task] / one.unit[task] for task in before)
 
 
+@pytest.mark.parametrize("name", ["deep.0", "block.0.0"])
+def test_channels_that_come_back_count_as_in_the_model_that_has_them(squares: Workload, name: str) -> None:
+    full, kept = shrunk(squares, 0.5)
+    one = sequence(squares, kept, "flops<=100%")
+    found = one.oracle.at(kept, name, one.base).peek(full[name].tolist(), 10**6)
+    assert found == pytest.approx(losses(squares, {**kept, name: full[name]}), rel=1e-4)
+    assert found != pytest.approx(one.base, rel=1e-2)
+
+
 def test_no_step_that_fits_is_left(squares: Workload) -> None:
     full, kept = shrunk(squares, 0.5)
     one = sequence(squares, kept, "flops<=40%")
