@@ -1,0 +1,178 @@
+"""Sections of docs/results.md: pruning, its costs, and what can be pruned."""
+
+from __future__ import annotations
+
+import statistics
+
+from results_kit import Document, goal, pct, section, spread, table
+
+
+@section("The demo", "demo-*.json")
+def demo(document: Document) -> list[str]:
+    before, after = document["costs"]["before"], document["costs"]["after"]
+    timed = document["benchmark"]["results"][0]
+    metrics = document["metrics"]
+    rows = [(name, f"{metrics['before'][name]:.4g}", f"{metrics['after'][name]:.4g}") for name in metrics["after"]]
+    rows += [(name, f"{before[name]:,}", f"{after[name]:,}") for name in ("flops", "params", "peak_memory_bytes")]
+    off = {name: 1 - after[name] / before[name] for name in ("flops", "params")}
+    return [
+        *table(("", "before", "after"), rows), "",
+        f"Budget {', '.join(document['budget'])}; compression took {document['seconds']:.0f} s; "
+        f"{timed['speedup_against']:.2f}× faster on {timed['backend']}.",
+        goal("≥ 60 % of FLOPs and of parameters off", min(off.values()) >= 0.6),
+        goal(f"Δ_MTL ≥ −1 % (here {metrics['delta_mtl']:+.2f} %)", metrics["delta_mtl"] >= -1),
+        goal("compression in under four minutes", document["seconds"] < 240),
+    ]  # fmt: skip
+
+
+@section("PAGCP against peers, at equal FLOPs and equal fine-tuning", "pagcp-*.json")
+def pagcp(document: Document) -> list[str]:
+    settings, results = document["settings"], document["results"]
+    means = {name: statistics.mean(run["delta_mtl"] for run in runs) for name, runs in results.items()}
+    rows = [
+        (
+            name,
+            spread([run["delta_mtl"] for run in runs]),
+            pct(statistics.mean(run["flops_share"] for run in runs)),
+            pct(statistics.mean(run["params_share"] for run in runs)),
+            f"{statistics.mean(run['seconds'] for run in runs):.0f}",
+        )
+        for name, runs in results.items()
+    ]
+    best = max((name for name in means if name != "PAGCP"), key=lambda name: means[name])
+    ours = [run["delta_mtl"] for run in results["PAGCP"]]
+    theirs = [run["delta_mtl"] for run in results[best]]
+    noise = (statistics.variance(ours) + statistics.variance(theirs)) ** 0.5 if len(ours) > 1 else float("nan")
+    return [
+        f"**{settings['workload']}** to {100 * settings['flops']:g} % of the FLOPs, {settings['epochs']} epochs of "
+        f"fine-tuning, seeds {settings['seeds']}:", "",
+        *table(("method", "Δ_MTL %, mean ± sd", "FLOPs left", "parameters left", "seconds"), rows), "",
+        goal(
+            f"better than the best peer ({best}): {means['PAGCP'] - means[best]:+.2f} points, where seeds alone make "
+            f"± {noise:.2f}",
+            means["PAGCP"] > means[best],
+        ),
+    ]  # fmt: skip
+
+
+@section("What each part of PAGCP's decisions brings", "pagcp_parts-*.json")
+def pagcp_parts(document: Document) -> list[str]:
+    settings, results = document["settings"], document["results"]
+    rows = [
+        (
+            name,
+            spread([run["delta_mtl"] for run in runs]),
+            pct(statistics.mean(run["flops_share"] for run in runs)),
+            pct(statistics.mean(run["params_share"] for run in runs)),
+            min((kept / whole, f"{kept} of {whole} in {group}") for group, (kept, whole) in runs[0]["widths"].items())[
+                1
+            ],
+        )
+        for name, runs in results.items()
+    ]
+    rates = ", ".join(f"{task} {rate:.1f}" for task, rate in document["exchange_rates"].items())
+    return [
+        f"**{settings['workload']}** to {100 * settings['flops']:g} % of the FLOPs, {settings['epochs']} epochs, seeds "
+        f"{settings['seeds']}. To lose all of its metric, a task's loss rises by so many times itself: {rates}.", "",
+        *table(("variant", "Δ_MTL %", "FLOPs left", "parameters left", "smallest share of a group"), rows),
+    ]  # fmt: skip
+
+
+@section("PAGCP to a latency, against PAGCP to FLOPs", "latency_budget.json")
+def latency_budget(document: Document) -> list[str]:
+    rows, won = [], []
+    for workload, found in document.items():
+        for seed, run in enumerate(found["runs"]):
+            for kind in ("latency", "flops"):
+                each = run[kind]
+                rows.append(
+                    (
+                        workload, seed, each["budget"], f"{each['delta_mtl']:+.2f}", pct(each["latency_share"]),
+                        pct(each["flops_share"]),
+                    )
+                )  # fmt: skip
+            won.append(run["latency"]["delta_mtl"] > run["flops"]["delta_mtl"])
+    return [
+        "Commands: " + ", ".join(f"`{found['command']}`" for found in document.values()) + ". On a machine that others "
+        "used at the time; latencies of one row differ by several percent from another day's.", "",
+        *table(("workload", "run", "budget", "Δ_MTL %", "latency left", "FLOPs left"), rows), "",
+        goal(
+            f"at equal latency, better than pruning by FLOPs ({sum(won)} of {len(won)} runs)", all(won),
+            "[pagcp.md](pagcp.md) says what is known of the reasons.",
+        ),
+    ]  # fmt: skip
+
+
+@section("What PAGCP's decisions cost", "oracle.json")
+def oracle(document: Document) -> list[str]:
+    rows, worst = [], (float("inf"), float("inf"))
+    for name, found in document["results"].items():
+        rows.append((name, "published loop", f"{found['published']['forward_flops'] / 1e9:,.0f}", "", "", ""))
+        for label in ("exact", "confident"):
+            each = found[label]
+            rows.append(
+                (
+                    name, label, f"{each['forward_flops'] / 1e9:,.0f}", f"{each['fewer_flops']:.1f}×",
+                    f"{each['faster']:.1f}×", f"{100 * each['same_decisions']:.0f} %",
+                )
+            )  # fmt: skip
+        worst = (min(worst[0], found["confident"]["fewer_flops"]), min(worst[1], found["confident"]["faster"]))
+    why = (
+        "What is left is the first look at every candidate and the model that it is compared with: at least a fifth of "
+        "the samples each, since fewer decided wrongly (2 of 7 groups in an earlier version)."
+    )
+    return [
+        *table(("workload", "oracle", "forward GFLOPs", "fewer", "faster", "same decisions"), rows), "",
+        goal(f"≥ 10× fewer forward FLOPs everywhere (least: {worst[0]:.1f}×)", worst[0] >= 10, why),
+        goal(f"≥ 5× less time everywhere (least: {worst[1]:.1f}×)", worst[1] >= 5),
+    ]  # fmt: skip
+
+
+@section("Mending a cut before fine-tuning", "compensation.json")
+def compensation(document: Document) -> list[str]:
+    kinds = ("cut", "statistics", "solved")
+
+    def mean(row: Document, kind: str) -> str:
+        return f"{row[kind]['delta_mtl']:+.1f} %"
+
+    return [
+        f"{document['unit']}.", "",
+        *table(
+            ("workload", "channels gone", "criterion", "cut", "norms estimated", "solved as well"),
+            (
+                (row["workload"], pct(row["share"]), row["criterion"], *(mean(row, kind) for kind in kinds))
+                for row in document["results"]
+            ),
+        ),
+    ]  # fmt: skip
+
+
+@section("Channel groups of published multi-task structures", "dataflow.json")
+def dataflow(document: Document) -> list[str]:
+    rows = [
+        (
+            name, row["ops"], f"{row['prunable']} of {row['groups']}", pct(row["share"]), f"{row['difference']:.0e}",
+            f"{row['seconds']['groups']:.2f}",
+        )
+        for name, row in document["results"].items()
+    ]  # fmt: skip
+    slowest = max(row["seconds"]["groups"] for row in document["results"].values())
+    return [
+        *table(("network", "ops", "prunable groups", "of the parameters", "masked − cut", "seconds"), rows), "",
+        goal(f"graphs as large as MTI-Net's in < 5 s (slowest here: {slowest:.2f} s)", slowest < 5),
+    ]  # fmt: skip
+
+
+@section("Channel groups of published networks, against torch-pruning", "coverage.json")
+def coverage(document: Document) -> list[str]:
+    names = {"tv": "torchvision classifiers", "timm": "timm, one model of every module"}
+    rows, right = [], True
+    for key, name in names.items():
+        found = document["summary"][key]
+        good = found["outcomes"].get("ok", 0)
+        right = right and good == found["models"]
+        rows.append((name, found["models"], good, pct(found["mean_share"]), found["peer_ok"]))
+    return [
+        *table(("models", "tried", "masked == cut", "of the parameters prunable", "peer"), rows), "",
+        goal("zero wrong models, zero crashes", right),
+    ]  # fmt: skip

@@ -1,0 +1,114 @@
+"""Sections of docs/results.md: latency and memory, predicted and measured."""
+
+from __future__ import annotations
+
+import statistics
+
+from results_kit import Document, goal, section, table
+
+
+@section("Latency predicted from published measurements", "latency-published.json")
+def published(document: Document) -> list[str]:
+    names = {"cpu": "phone CPUs (ncnn)", "vulkan": "phone GPUs (ncnn, Vulkan)", "soft_core": "FPGA soft cores (DPU)"}
+    rows = [
+        (
+            names[key], document[key]["predictions"], f"{document[key]['median_error_pct']:.1f} %",
+            f"{document[key]['within_10_pct']:.1f} %",
+            f"{document[key]['interval_90_holds_pct']:.1f} %" if "interval_90_holds_pct" in document[key] else "–",
+        )
+        for key in names
+    ]  # fmt: skip
+    cpu = document["cpu"]
+    hard = cpu["threads_5+"]
+    why = (
+        f"On one thread {cpu['threads_1']['within_10_pct']:.0f} % lie within 10 %, on five and more (fast and "
+        f"slow cores at once) {hard['within_10_pct']:.0f} %."
+    )
+    return [
+        "The network left out is unseen on every device.", "",
+        *table(("devices", "predictions", "median error", "within 10 %", "90 % interval holds"), rows), "",
+        goal("phone CPUs, median ≤ 8 %", cpu["median_error_pct"] <= 8),
+        goal("phone CPUs, ≥ 65 % within 10 %", cpu["within_10_pct"] >= 65, why),
+        goal("phone GPUs, median ≤ 12 %", document["vulkan"]["median_error_pct"] <= 12, "Why is not known."),
+        goal("DPU boards, median ≤ 10 %", document["soft_core"]["median_error_pct"] <= 10),
+        goal("90 % intervals cover 85–95 %", 85 <= cpu["interval_90_holds_pct"] <= 95),
+    ]  # fmt: skip
+
+
+@section("Latency predicted from operators measured here", "latency-calibrated-*.json")
+def calibrated(document: Document) -> list[str]:
+    found = {"the calibration's own, left out": document["left_out"]}
+    for state, each in document["sessions"].items():
+        found |= {f"{family}, {state}": figures for family, figures in each["families"].items()}
+        found[f"all three, {state}"] = each
+    if busy := document.get("calibrated_busy"):
+        found["calibrated while busy: its own, left out"] = busy["left_out"]
+        found |= {f"calibrated while busy: all three, {state}": each for state, each in busy["sessions"].items()}
+    rows = [
+        (
+            name, each["predictions"], f"{each['median_error_pct']:.1f} %", f"{each['within_10_pct']:.0f} %",
+            f"{each['interval_90_holds_pct']:.0f} %" if "interval_90_holds_pct" in each else "",
+        )
+        for name, each in found.items()
+    ]  # fmt: skip
+    quiet, own = document["sessions"]["quiet"], document["left_out"]["interval_90_holds_pct"]
+    states = [each["interval_90_holds_pct"] for each in document["sessions"].values()]
+    return [
+        f"{document['runtime']}; {document['operators']} operators measured hours before, {document['networks']} "
+        "networks while nothing else ran. Below: variants of three networks that took no part, in the same state "
+        "(quiet) and while other programs were at work (busy).", "",
+        *table(("networks", "predictions", "median error", "within 10 %", "90 % interval holds"), rows), "",
+        goal(f"≥ 90 % within 10 % ({quiet['within_10_pct']:.0f} %)", quiet["within_10_pct"] >= 90),
+        goal(f"90 % intervals cover 85–95 % of networks left out ({own:.0f} %)", 85 <= own <= 95),
+        goal(
+            f"and 85 % or more of unseen networks in either state ({min(states):.0f} %)", min(states) >= 85,
+            "Large weights take longer to come from memory while others use it, which the calibration did not see.",
+        ),
+    ]  # fmt: skip
+
+
+@section("What these predictions were compared with", "latency-variants-*.json")
+def variants(document: Document) -> list[str]:
+    rows = [
+        (state, len(times), f"{statistics.median(times):.2f} ms", f"{min(times):.2f} to {max(times):.2f} ms")
+        for state, times in document["sessions"].items()
+    ]
+    return [f"{document['runtime']}:", "", *table(("machine", "networks", "median", "range"), rows)]
+
+
+@section("Peak memory, predicted against what ONNX Runtime takes", "memory.json")
+def memory(document: Document) -> list[str]:
+    families: dict[str, list[float]] = {}
+    for row in document["results"]:
+        off = 100 * (row["predicted_activations"] / row["measured_activations"] - 1)
+        families.setdefault(row["network"], []).append(off)
+    rows = [
+        (name, len(off), f"{statistics.median(off):+.0f} %", f"{min(off):+.0f} to {max(off):+.0f} %")
+        for name, off in families.items()
+    ]
+    found, held = document["activations"], document["held"]
+    return [
+        *table(("networks", "tried", "predicted activations, median error", "range"), rows), "",
+        f"All: median size of the error {found['median_error_pct']:.0f} %, bias {found['bias_error_pct']:+.0f} %. "
+        f"After loading, a process holds {held['times_weights']:.2f} times the weights, and "
+        f"{held['fixed_bytes'] / 1e6:.1f} MB.",
+    ]  # fmt: skip
+
+
+@section("TVM with our schedules against ONNX Runtime", "tvm.json")
+def tvm(document: Document) -> list[str]:
+    single = [row for row in document["results"] if row["threads"] == 1]
+    rows = [
+        (
+            row["network"], f"{row['onnxruntime_ms']['median']:.2f}", f"{row['tvm_ms']['median']:.2f}",
+            f"{row['tvm_over_onnxruntime']['median']:.2f} ({row['tvm_over_onnxruntime']['low']:.2f}–"
+            f"{row['tvm_over_onnxruntime']['high']:.2f})",
+        )
+        for row in single
+    ]  # fmt: skip
+    worst = max(row["tvm_over_onnxruntime"]["median"] for row in single)
+    return [
+        "One thread; on two threads the machine was not free, and those rows are not shown.", "",
+        *table(("network", "ONNX Runtime, ms", "TVM, ms", "ratio"), rows), "",
+        goal(f"parity on convolution nets within 5 %, ≤ 1.5× on ViTs (worst: {worst:.2f}×)", worst <= 1.05),
+    ]  # fmt: skip
