@@ -64,9 +64,7 @@ def pagcp_parts(document: Document) -> list[str]:
             spread([run["delta_mtl"] for run in runs]),
             pct(statistics.mean(run["flops_share"] for run in runs)),
             pct(statistics.mean(run["params_share"] for run in runs)),
-            min((kept / whole, f"{kept} of {whole} in {group}") for group, (kept, whole) in runs[0]["widths"].items())[
-                1
-            ],
+            smallest(runs[0]["widths"]),
         )
         for name, runs in results.items()
     ]
@@ -76,6 +74,12 @@ def pagcp_parts(document: Document) -> list[str]:
         f"{settings['seeds']}. To lose all of its metric, a task's loss rises by so many times itself: {rates}.", "",
         *table(("variant", "Δ_MTL %", "FLOPs left", "parameters left", "smallest share of a group"), rows),
     ]  # fmt: skip
+
+
+def smallest(widths: dict[str, list[int]]) -> str:
+    """The group that keeps the smallest share of its channels."""
+    name = min(widths, key=lambda each: widths[each][0] / widths[each][1])
+    return f"{widths[name][0]} of {widths[name][1]}, {name}"
 
 
 @section("PAGCP to a latency, against PAGCP to FLOPs", "latency_budget.json")
