@@ -25,6 +25,59 @@ def demo(document: Document) -> list[str]:
     ]  # fmt: skip
 
 
+@section("Sixty percent off, and the time that saves", "speedup.json")
+def speedup(document: Document) -> list[str]:
+    results = document["results"]
+    rows, time, lines = [], [], list[str]()
+    for name, found in results.items():
+        left, reached = (found["flops_share"], found["params_share"]), found["speedup"] * found["flops_share"]
+        rows.append(
+            (
+                name, found["epochs"], *map(pct, left), f"{found['delta_mtl']:+.2f}",
+                "yes" if max(left) <= 0.4 and found["delta_mtl"] >= -1 else "no",
+            )
+        )  # fmt: skip
+        ms = [f"{each:.2f}" for each in found["ms"]]
+        time.append((name, *ms, f"{found['speedup']:.2f}×", f"{1 / left[0]:.2f}×", f"{reached:.2f}"))
+        lines += [*beyond(name, found), ""] if reached < 0.8 else []
+    short = [row[0] for row in rows if row[-1] == "no"]
+    slow = [name for name, *_, share in time if float(share) < 0.8]
+    return [
+        "Pruned to `flops<=40%,params<=40%`, one seed; Δ_MTL on the test split:", "",
+        *table(("workload", "epochs", "FLOPs left", "parameters left", "Δ_MTL %", "≥ −1 %"), rows), "",
+        goal("≥ 60 % of FLOPs and of parameters off at Δ_MTL ≥ −1 %, each", not short, f"Not on {', '.join(short)}."),
+        "", "ONNX Runtime, one thread, in turns with the original, on a machine that other jobs shared:", "",
+        *table(("workload", "ms before", "ms after", "faster", "FLOPs ratio", "of the ratio"), time), "",
+        goal("at least 0.8 of the FLOPs ratio, each", not slow, f"Not on {', '.join(slow)}: by layer below."), "",
+        *lines,
+    ]  # fmt: skip
+
+
+def beyond(name: str, found: Document, most: int = 5) -> list[str]:
+    """Where the time goes that a model takes beyond its share of FLOPs."""
+    layers = sorted(found["layers"], key=lambda layer: -sum(layer["beyond"].values()))
+    by_reason = {
+        reason: sum(layer["beyond"].get(reason, 0.0) for layer in layers)
+        for reason in ("allocation", "narrow", "without FLOPs")
+    }
+    total = sum(by_reason.values())
+    rows = [
+        (
+            layer["name"], layer["kind"],
+            pct(layer["flops"][1] / layer["flops"][0]) if layer["flops"][0] else "–",
+            *(f"{ms:.3f}" for ms in layer["ms"]), f"{sum(layer['beyond'].values()):.3f}",
+        )
+        for layer in layers[:most]
+    ]  # fmt: skip
+    return [
+        f"**{name}**: its layers take {total:.2f} ms more than their share of FLOPs: "
+        f"{by_reason['allocation']:+.2f} ms since what was cut was not what takes time, {by_reason['narrow']:+.2f} ms "
+        f"since narrow layers take longer per FLOP, {by_reason['without FLOPs']:+.2f} ms in operators without FLOPs. "
+        f"The {most} that take most beyond it:", "",
+        *table(("layer", "operator", "FLOPs left", "ms before", "ms after", "ms beyond"), rows),
+    ]  # fmt: skip
+
+
 @section("PAGCP against peers, at equal FLOPs and equal fine-tuning", "pagcp-*.json")
 def pagcp(document: Document) -> list[str]:
     settings, results = document["settings"], document["results"]
