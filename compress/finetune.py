@@ -3,7 +3,7 @@
 AdamW, warm-up and cosine decay, gradient clipping, exponential moving average of weights; what is minimised is said in
 `training/objective.py`. Under torchrun the batches are shared among the processes (plain DDP, wrapped anew for every
 call, as the model was cut since the last one). Convolutions and matrix products run in reduced precision where the
-device is faster with it.
+device is faster with it and the model can be trained in it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from secateur.compress import ranks
 from secateur.compress.journal import Journal
 from secateur.compress.speed import fast_precision, lay_out
 from secateur.compress.training.distill import distillation
-from secateur.compress.training.objective import Objective, float32
+from secateur.compress.training.objective import Objective, float32, moved
 from secateur.compress.training.recipe import Recipe
 from secateur.compress.training.steps import Windows, batches_of, moving_average, parameter_groups, warmup_cosine
 from secateur.core.errors import ModelError
@@ -84,7 +84,7 @@ class _Run:
         self.model, self.workload, self.recipe = model, workload, recipe
         self.windows = Windows(workload, recipe.accumulate)
         device = next(model.parameters()).device.type
-        precision = fast_precision(device) if recipe.precision == "auto" else getattr(torch, recipe.precision)
+        precision = self._fast_precision() if recipe.precision == "auto" else getattr(torch, recipe.precision)
         self.objective = Objective(model, workload, recipe, precision)
         self.step = _over_ranks(self.objective)
         decay, no_decay = parameter_groups(self.objective)
@@ -100,6 +100,10 @@ class _Run:
         )
         self.ema = AveragedModel(model, avg_fn=moving_average(recipe.ema_decay), use_buffers=True)
         self.best: dict[str, Tensor] | None = None
+
+    def _fast_precision(self) -> torch.dtype:
+        inputs, _ = next(iter(self.workload.calibration))
+        return fast_precision(self.model, moved(inputs, next(self.model.parameters()).device), self.workload.tasks)
 
     def epoch(self, history: Sequence[Mapping[str, Any]], progress: Any) -> dict[str, Any]:
         number, weighting, names = len(history), self.objective.weighting, self.workload.task_names

@@ -46,8 +46,24 @@ def fast_bfloat16(device: str) -> bool:
     return device == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def fast_precision(device: str) -> torch.dtype:
-    """What a device multiplies matrices in fastest, with enough digits to train in."""
-    if fast_bfloat16(device):
-        return torch.bfloat16
-    return torch.float16 if device == "cuda" else torch.float32
+def fast_precision(model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> torch.dtype:
+    """What a model's device multiplies matrices in fastest, with enough digits to train in: float32 where the model
+    cannot be trained in less. Whether a small model gains by it is not measured: the same run would then not end in the
+    same weights."""
+    device = next(model.parameters()).device.type
+    fast = torch.bfloat16 if fast_bfloat16(device) else torch.float16 if device == "cuda" else torch.float32
+    return fast if fast == torch.float32 or trains_in(fast, model, inputs, tasks) else torch.float32
+
+
+def trains_in(precision: torch.dtype, model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> bool:
+    """Whether a copy of the model can be run forwards and backwards. It cannot where an operation has no kernel for the
+    precision, or where the model writes what it computed into a float32 tensor of its own."""
+    trial = copy.deepcopy(model).train()
+    try:
+        with torch.autocast(next(trial.parameters()).device.type, precision):
+            leaves = pytree.tree_leaves(predict(trial, inputs, tasks))
+        found = [leaf.float().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.autograd.backward(torch.stack(found).sum())
+    except RuntimeError:
+        return False
+    return True

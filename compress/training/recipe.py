@@ -25,7 +25,7 @@ class Recipe:
         patience: stop after so many epochs without a lower loss on the calibration data, with the weights of the best
             epoch; 0 never stops early.
         precision: of convolutions and matrix products: "auto" is bfloat16 where the device computes it, else float16
-            (with loss scaling) on a GPU, else float32.
+            (with loss scaling) on a GPU, else float32; and float32 where the model cannot be trained in that.
     """
 
     epochs: int
