@@ -37,7 +37,7 @@ from secateur.compress.slimmable.elastic import ElasticModel, Subnet
 from secateur.compress.slimmable.features import Feature, distance, recording
 from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Configuration, Space
-from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out
+from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out, trains_in
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import predict, task_losses
 from secateur.core.progress import bar
@@ -103,7 +103,8 @@ class _Run:
         self.space, self.tasks = elastic.space, workload.tasks
         self.features = tuple(features) if settings.feature_distillation else ()
         self.device = next(elastic.parameters()).device.type
-        self.bfloat16 = fast_bfloat16(self.device)
+        inputs, _ = next(iter(workload.calibration))
+        self.bfloat16 = fast_bfloat16(self.device) and trains_in(torch.bfloat16, elastic.model, inputs, self.tasks)
         self.layout = fast_layout(elastic.model, workload.example_input, self.tasks)
         lay_out(elastic.model, self.layout)
         self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})

@@ -33,6 +33,9 @@ class Task:
             evaluation, so that a fresh one is enough.
         better: whether a higher or a lower metric is better.
         weight: of the task's loss in training.
+
+    Raises:
+        WorkloadError: for another word in `better`, or a metric that is a class or a function.
     """
 
     name: str
@@ -45,6 +48,12 @@ class Task:
         if self.better not in ("higher", "lower"):
             raise WorkloadError(
                 f'task "{self.name}": better is "{self.better}"', 'say better="higher" or better="lower"'
+            )
+        if isinstance(self.metric, type) or not (hasattr(self.metric, "update") and hasattr(self.metric, "compute")):
+            raise WorkloadError(
+                f'task "{self.name}": the metric is {_kind(self.metric)}, which cannot accumulate over batches',
+                "give an object with update(prediction, target) and compute(), "
+                "for example torchmetrics.MeanAbsoluteError()",
             )
 
     def relative_change(self, before: float, after: float) -> float:
@@ -110,6 +119,10 @@ class Workload:
             if name not in self.task_names:
                 raise BudgetError(f'no task "{name}"', f"the tasks are: {', '.join(self.task_names)}")
         return replace(self, tasks=tuple(task for task in self.tasks if task.name in wanted))
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def delta_mtl(tasks: Iterable[Task], before: Mapping[str, float], after: Mapping[str, float]) -> float:

@@ -51,6 +51,12 @@ def test_a_task_says_which_way_its_metric_runs() -> None:
         task("depth", "up")
 
 
+@pytest.mark.parametrize(("metric", "is_a"), [(nn.functional.l1_loss, "a function"), (Never, "the class Never")])
+def test_a_metric_that_cannot_accumulate_is_refused_at_once(metric: Any, is_a: str) -> None:
+    with pytest.raises(WorkloadError, match=f"the metric is {is_a}"):
+        Task("depth", nn.functional.mse_loss, metric, "lower")
+
+
 def test_a_workload_has_distinct_tasks() -> None:
     with pytest.raises(WorkloadError, match="has no tasks"):
         workload()

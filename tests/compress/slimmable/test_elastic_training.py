@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from elastic_tiny import FAST, elastic, trained, workload
+from elastic_tiny import FAST, Squares, elastic, trained, workload
+from torch import Tensor
 
 from secateur.compress.journal import Journal
 from secateur.compress.slimmable.features import distance, find_features
@@ -47,6 +48,24 @@ def test_private_norms_learn_too() -> None:
     found = workload()
     subnet = model.at(model.space.smallest)
     assert evaluate_with(lambda x: predict(subnet, x, found.tasks), found.test, found.tasks)["where"] > 0.6
+
+
+class IntoItsOwn(Squares):
+    """Writes scores into a float32 tensor of its own, which autocast's bfloat16 scores do not fit."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = super().forward(x)
+        scores = torch.zeros(len(x), 4)
+        scores[torch.arange(len(x))] = found["where"]
+        return {**found, "where": scores}
+
+
+def test_a_model_that_only_trains_in_float32_is_trained_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.compress.slimmable.train.fast_bfloat16", lambda device: True)
+    found = workload(IntoItsOwn())
+    model = elastic(found)
+    train(model, found, replace(FAST, epochs=1), seed=3, journal=Journal(None, {}, resume=False))
+    assert metrics(model, model.space.largest)["where"] > 0.25
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
