@@ -36,7 +36,7 @@ class CompressedPoint:
     latency_ms: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Compressed:
     """The result of a compression run.
 
@@ -65,6 +65,15 @@ class Compressed:
     seed: int
     seconds: float
     on_target: OnTarget | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        flops, params = (
+            100 * (getattr(self.costs, cost) / getattr(self.costs_before, cost) - 1) for cost in ("flops", "params")
+        )
+        return (
+            f"<{type(self).__name__} {self.workload.name} by {self.method}: FLOPs {flops:+.1f} %, "
+            f"parameters {params:+.1f} %, Δ_MTL {self.delta_mtl:+.2f} %, points: {len(self.points)}>"
+        )
 
     @property
     def point(self) -> CompressedPoint:

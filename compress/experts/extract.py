@@ -89,7 +89,7 @@ def extract(
     )  # fmt: skip
 
 
-@dataclass
+@dataclass(repr=False)
 class Extracted(Compressed):
     """An extraction; `banks` has one document for each point, if sets of tasks were asked for."""
 

@@ -44,7 +44,7 @@ Statistics = Mapping[str, Tensor]
 """`row/buffer` of the shared part, `row/task/d/buffer` of a decoder → tensor."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Elastic(Compressed):
     """The result of slimming: `.model` is the full width; `.at(configuration)` gives any other.
 

@@ -154,6 +154,10 @@ class Bundle:
         self.path, self.manifest = path, manifest
         self.ships = False
 
+    def __repr__(self) -> str:
+        found = self.manifest
+        return f"<Bundle {self.path}: {found.workload} by {found.method}, points: {len(found.points)}>"
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Open a bundle.

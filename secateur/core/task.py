@@ -63,7 +63,7 @@ class Task:
         return change / max(abs(before), 1e-12)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Workload:
     """A trained multi-task model with its tasks and data.
 
@@ -99,6 +99,9 @@ class Workload:
         names = self.task_names
         if len(set(names)) != len(names):
             raise WorkloadError(f'workload "{self.name}" names a task twice: {", ".join(names)}', "rename one")
+
+    def __repr__(self) -> str:
+        return f"<Workload {self.name}: {', '.join(self.task_names)}>"
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -72,6 +72,17 @@ def bundle(compressed: Compressed, tmp_path: Path) -> Bundle:
     return compressed.save(tmp_path / "bundle")
 
 
+def test_what_is_printed_fits_a_line(compressed: Compressed, tmp_path: Path) -> None:
+    flops = 100 * (compressed.costs.flops / compressed.costs_before.flops - 1)
+    params = 100 * (compressed.costs.params / compressed.costs_before.params - 1)
+    assert repr(compressed.workload) == "<Workload tied: a, b>"
+    assert repr(compressed) == (
+        f"<Compressed tied by pagcp: FLOPs {flops:+.1f} %, parameters {params:+.1f} %, Δ_MTL +0.00 %, points: 3>"
+    )
+    bundle = compressed.save(tmp_path / "runs")
+    assert repr(bundle) == f"<Bundle {tmp_path / 'runs'}: tied by pagcp, points: 3>"
+
+
 def test_every_point_of_the_front_loads_bit_by_bit(compressed: Compressed, bundle: Bundle) -> None:
     for number, point in enumerate(compressed.points):
         loaded = load_model(Bundle.open(bundle.path), Tied, number)
