@@ -51,7 +51,7 @@ def content_of(
     """Everything the page shows. `manifest` may be newer than the bundle on disk."""
     model = compressed_model(bundle, workload, manifest.chosen) if workload else None
     return Report(
-        title=f"{manifest.workload}: compressed with {manifest.method.upper()}",
+        title=f"{manifest.workload}, compressed",
         manifest=manifest,
         history=history_of(bundle),
         layers_before=_layers(workload.model, workload) if workload else (),
