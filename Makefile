@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKLOADS ?= scenes scenes-moe digits multifashion multifashion-moe scenes-detect
+WORKLOADS ?= scenes scenes-moe digits multifashion multifashion-moe scenes-detect scenes-vit
 ARGS ?=
 DEMO ?=
 

@@ -19,6 +19,7 @@ _BUILT_IN = {
     "digits": "secateur.workloads.digits",
     "multifashion": "secateur.workloads.multifashion",
     "scenes-detect": "secateur.workloads.scenes_detect",
+    "scenes-vit": "secateur.workloads.scenes_vit",
     "nyudv2": "secateur.workloads.nyudv2",
     "pascal_context": "secateur.workloads.pascal_context",
     "cifar100_mtl": "secateur.workloads.cifar100_mtl",

@@ -43,6 +43,9 @@ def test_the_recorded_metrics_are_good() -> None:
     metrics = checkpoint.document("scenes")["metrics"]
     assert metrics["segmentation"] >= 0.75
     assert metrics["depth"] <= 0.10
+    transformer = checkpoint.document("scenes-vit")["metrics"]
+    assert transformer["segmentation"] >= 0.7
+    assert transformer["depth"] <= 0.08
     detector = checkpoint.document("scenes-detect")
     assert detector["figures"]["mAP50"] >= 0.75
     assert detector["figures"]["mAP50-95"] == pytest.approx(detector["metrics"]["class"])
@@ -62,6 +65,7 @@ def test_the_recorded_metrics_are_good() -> None:
         ("multifashion", 2e6),
         ("multifashion-moe", 1e6),
         ("scenes-detect", 2e6),
+        ("scenes-vit", 5e6),
     ],
 )
 def test_weights_are_small(name: str, limit: float) -> None:
