@@ -105,6 +105,25 @@ class Compressed:
             "delta_mtl": self.delta_mtl,
         }
 
+    def __str__(self) -> str:
+        """What came out, in a few lines: `print(pruned)`."""
+        from secateur.profiles.report import units
+
+        old, new = self.costs_before, self.costs
+        rows = [
+            *((task, *map(units.number, (self.metrics_before[task], now))) for task, now in self.point.metrics.items()),
+            ("FLOPs", units.flops(old.flops), units.flops(new.flops)),
+            ("parameters", units.count(old.params), units.count(new.params)),
+        ]
+        return "\n".join(
+            [
+                f"{self.workload.name}, {self.method}, budget {self.budget}",
+                *(f"  {label}: {before} → {after}" for label, before, after in rows),
+                f"  Δ_MTL: {units.signed_percent(self.delta_mtl)}",
+                f"not reached: {'; '.join(self.misses)}" if self.misses else "budget met",
+            ]
+        )
+
     def save(self, path: str | Path, *, force: bool = False, command: str = "") -> Bundle:
         """Write a bundle.
 

@@ -9,6 +9,7 @@ everything else is refused before any conversion, all reasons at once.
 from __future__ import annotations
 
 import operator
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -83,10 +84,10 @@ def _trace(model: nn.Module, workload: Workload) -> fx.GraphModule:
     except SecateurError:
         raise
     except Exception as error:  # whatever the user's forward does with a proxy
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = textwrap.shorten((str(error).strip().splitlines() or [""])[0], 160, placeholder=" ...")
         raise ExportError(
             f"torch.fx cannot trace the model: {type(error).__name__}: {reason}",
-            "remove control flow that depends on values or shapes from forward; --debug shows the whole message",
+            "hls4ml takes plain CNNs; take control flow that depends on values or shapes out of forward",
         ) from error
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:

@@ -57,8 +57,20 @@ _ELSEWHERE: tuple[Kind, ...] = ("gpu", "mobile", "fpga")
 
 def status() -> list[TargetStatus]:
     """Every target: the devices of this version and of the user's folder, then the kinds of hardware out of reach."""
-    here = [_named_status(name) for name in names()]
-    elsewhere = [
+    return [*map(_named_status, names()), *_farm_status(), *_elsewhere()]
+
+
+def status_of(name: str) -> TargetStatus:
+    """One target, or a device's YAML file.
+
+    Raises:
+        DeviceError: no such device, or a mistake in its description.
+    """
+    return next((each for each in _elsewhere() if each.name == name), None) or device_status(find(name))
+
+
+def _elsewhere() -> list[TargetStatus]:
+    return [
         TargetStatus(
             name=kind,
             kind=kind,
@@ -69,7 +81,6 @@ def status() -> list[TargetStatus]:
         for kind in _ELSEWHERE
         if kind not in names()
     ]
-    return here + _farm_status() + elsewhere
 
 
 def find(name: str) -> Device:
@@ -93,7 +104,8 @@ def _named_status(name: str) -> TargetStatus:
     try:
         return device_status(get(name))
     except DeviceError as error:
-        return TargetStatus(name, "cpu", "unavailable", error.message, error.hint)
+        kind = next((each for each in _ELSEWHERE if name.startswith(each)), "cpu")
+        return TargetStatus(name, kind, "unavailable", error.message, error.hint)
 
 
 def device_status(device: Device) -> TargetStatus:

@@ -21,7 +21,7 @@ from math import ceil, exp, prod
 
 from secateur.core.errors import DeviceError
 from secateur.profiles.latency.estimate import Estimate
-from secateur.profiles.latency.operators import Operator
+from secateur.profiles.latency.operators import FAMILIAR, Operator
 
 CORES = {
     "B512": (4, 8, 8), "B800": (4, 10, 10), "B1024": (8, 8, 8), "B1152": (4, 12, 12), "B1600": (8, 10, 10),
@@ -30,6 +30,10 @@ CORES = {
 """Name → (pixels, input channels, output channels) at a time. The names count two operations per MAC."""
 _MOVES = ("conv", "deconv", "linear", "matmul", "pool", "elementwise")
 """Kinds that read from and write to external memory; others are fused or only rename."""
+
+FOREIGN_WIDTH, FOREIGN_PCT = 1.15, 50.0
+"""Half the interval (in logarithms) and the error of models with operators that such a core does not have (attention,
+routing): its host computes them, which nothing here models."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,12 @@ class SoftCore:
         compute, depthwise, memory, each = (sum(part[index] for part in parts) for index in range(4))
         start, ms = self.whole(0.0), self.whole(compute + depthwise + memory + each)
         familiar = self.core == "B4096" and self.board in known.start_ms
-        width = known.width * (1.0 if familiar else 1.5)
+        width, error = (each * (1.0 if familiar else 1.5) for each in (known.width, known.error_pct))
+        if any(operator.kind not in FAMILIAR for operator in operators):
+            width, error = max(width, FOREIGN_WIDTH), max(error, FOREIGN_PCT)
         shares = {"start": start, "compute": compute, "depthwise": depthwise, "memory": memory, "operators": each}
         return Estimate(
-            ms, ms * exp(-width), ms * exp(width), known.error_pct * (1.0 if familiar else 1.5),
+            ms, ms * exp(-width), ms * exp(width), error,
             {name: value / ms for name, value in shares.items()},
         )  # fmt: skip
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from secateur.targets.registry import TargetStatus
@@ -26,19 +28,23 @@ def table(*columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = ())
 
 
 def show_targets(console: Console, found: Sequence[TargetStatus]) -> None:
-    """Name, kind and status of each; why one cannot be had, and how to get it."""
-    shown = table("target", "kind", "status", "why, and how to get it")
-    for each in found:
+    """The targets of each status; why, and how to get more, said once for all that share it."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in sorted(found, key=lambda target: target.status):  # measured, predicted, unavailable
         why = "; ".join(filter(None, (each.reason, each.how)))
-        shown.add_row(each.name, each.kind, each.status, why)
-    console.print(shown)
+        alike.setdefault((each.status, why), []).append(each.name)
+    for (status, why), names in alike.items():
+        console.print(Text(status, "bold").append(f" {why}" if why else "", "not bold dim"))
+        console.print(Padding("  ".join(names), (0, 0, 0, 2)))
 
 
 def show_inspection(console: Console, found: Inspection) -> None:
     """Groups, tasks, dead branches and totals."""
     from secateur.profiles.report import units
 
-    groups = table("channel group", "channels", "FLOPs share", "", numbers=("channels", "FLOPs share"))
+    groups = table(
+        "channel group", "channels", "FLOPs share", "", numbers=("channels", "FLOPs share"), whole=("channel group",)
+    )
     for group in found.groups:
         share = group["flops_share"]
         groups.add_row(

@@ -119,11 +119,9 @@ def targets(
     Each is measured or predicted here, or unavailable: then why, and how to get it.
     """
     from secateur.cli.listing import show_targets
-    from secateur.targets.registry import device_status, find, status
+    from secateur.targets.registry import status, status_of
 
-    found = status()
-    if name is not None:
-        found = [each for each in found if each.name == name] or [device_status(find(name))]
+    found = status() if name is None else [status_of(name)]
     return Answer({"targets": [each.as_json() for each in found]}, lambda console: show_targets(console, found))
 
 

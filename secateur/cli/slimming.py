@@ -106,10 +106,25 @@ def select_widths(
     )  # fmt: skip
     if output is not None:
         selection = write_selection(selection, output, workload, epochs=epochs, force=force, command=command)
-    return Answer(selection.as_json(), lambda console: _show(console, selection), selection.error)
+    written = output is not None
+    return Answer(selection.as_json(), lambda console: _show(console, selection, written), selection.error)
 
 
-def _show(console: Console, selection: ElasticSelection) -> None:
+def show_elastic(console: Console, bundle: Bundle) -> None:
+    """How many configurations an elastic bundle has, and how to choose one."""
+    from secateur.core.elastic import Chooser, Wish
+    from secateur.core.elastic.files import read_table
+    from secateur.profiles.report import units
+
+    found = read_table(bundle)
+    least = Chooser(found).pick(Wish({"flops": 1.0})).costs["flops"]
+    reach = f"{units.flops(least)} to {units.flops(found.original.flops)}"
+    console.print(f"{units.number(found.configurations, 1)} configurations, {reach}; the table is of full width")
+    console.print(f'choose one with: secateur select {bundle.path} --budget "flops<=50%"', soft_wrap=True)
+
+
+def _show(console: Console, selection: ElasticSelection, written: bool) -> None:
+    """The widths, and what they are expected to cost and yield; or, once they are a bundle, what they do."""
     from secateur.cli.listing import table
 
     choice, widths = selection.choice, selection.widths
@@ -120,6 +135,14 @@ def _show(console: Console, selection: ElasticSelection) -> None:
             kept = [str(counts[at[stage.name]]) for counts in stage.channels.values()]
             shown.add_row(stage.name, f"{widths[stage.name]:g}", _shortened(kept))
     console.print(shown)
+    console.print(f"searched in {selection.search_ms:.1f} ms", style="dim")
+    if written:
+        from secateur.cli.tables import show_bundle
+        from secateur.verbs.benchmark import Benchmark
+
+        assert selection.bundle is not None
+        show_bundle(console, selection.bundle, Benchmark.of(selection.bundle))
+        return
     figures = table("", "expected", "original", numbers=("expected", "original"))
     for name, expected, original in _figures(selection):
         figures.add_row(name, expected, original)
@@ -127,7 +150,6 @@ def _show(console: Console, selection: ElasticSelection) -> None:
     for line in _sources(selection):
         console.print(line, style="dim")
     console.print("metrics on calibration data; -o FOLDER evaluates the choice on test data and writes it", style="dim")
-    console.print(f"searched in {selection.search_ms:.1f} ms", style="dim")
 
 
 def _sources(selection: ElasticSelection) -> list[str]:

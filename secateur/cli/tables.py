@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import chain
+from operator import itemgetter
 
 from rich.console import Console
 from rich.text import Text
 
 from secateur.cli.listing import table
 from secateur.cli.routed import show_routed
+from secateur.cli.slimming import show_elastic
 from secateur.core.bundle import Bundle
 from secateur.core.costs import LayerProfile, Profile
+from secateur.core.elastic.files import is_elastic
 from secateur.profiles.report import Report, summary, units
 from secateur.targets.registry import BASIS
 from secateur.verbs.benchmark import Benchmark
@@ -26,7 +29,7 @@ def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) ->
     )  # fmt: skip
     found = summary.prepare(content)
     shown = table("", "before", "after", "change", " ", numbers=("before", "after", "change"))
-    for _, rows in found["groups"]:
+    for _, rows in filter(itemgetter(1), found["groups"]):
         for row in rows:
             colour = {True: "green", False: "red", None: ""}[row.good]
             note = " ".join(filter(None, (row.note, row.source)))
@@ -40,7 +43,9 @@ def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) ->
     if found["scope"]:
         console.print(found["scope"], style="dim", soft_wrap=True)
     _show_missing(console, measured.profiles if measured else ())
-    if manifest.budget_met:
+    if is_elastic(bundle):
+        show_elastic(console, bundle)
+    elif manifest.budget_met:
         console.print(Text("budget met", "green"))
     console.print(f"bundle  {bundle.path}", soft_wrap=True)
     console.print(f"report  {bundle.file('report.html')}", soft_wrap=True)

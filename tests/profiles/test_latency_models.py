@@ -88,6 +88,15 @@ def test_the_shipped_errors_are_within_what_is_promised() -> None:
     assert parameters().error_pct <= 10
 
 
+def test_a_soft_core_is_unsure_of_what_it_does_not_have() -> None:
+    plain = networks()["resnet50"]
+    attention = Operator("matmul", ((64, 8), (8, 64)), (64, 64))
+    core = SoftCore("B4096", 281e6, "ZCU102")
+    sure, unsure = core.predict(plain), core.predict([*plain, attention])
+    assert sure.error_pct < 10 < 50 <= unsure.error_pct
+    assert unsure.high / unsure.low > 5 > sure.high / sure.low
+
+
 def test_soft_core_constants_keep_their_meaning() -> None:
     known = parameters()
     assert 0.3 < known.use <= 1

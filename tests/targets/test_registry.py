@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from secateur.core.errors import TargetUnavailableError
+from secateur.core.errors import DeviceError, TargetUnavailableError
 from secateur.targets.device import Device, get
-from secateur.targets.registry import require, status
+from secateur.targets.registry import require, status, status_of
 
 
 def test_cpu_is_measured_and_the_rest_says_why_not() -> None:
@@ -53,6 +54,20 @@ def test_a_device_without_a_backend_is_unavailable() -> None:
     with pytest.raises(TargetUnavailableError, match="no backend for fpga"):
         require(board)
     require(get("cpu"))
+
+
+def test_a_file_with_a_mistake_hides_no_other_and_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECATEUR_DEVICES", str(tmp_path))
+    (tmp_path / "mobile.typo.yaml").write_text("{name: mobile:typo, kind: mobile, title: Typo, runtime: ncn}")
+    table = {line.name: line for line in status()}
+    assert (table["mobile:typo"].kind, table["mobile:typo"].status) == ("mobile", "unavailable")
+    assert "runtime" in str(table["mobile:typo"].reason)
+    assert table["cpu"].status == status_of("cpu").status == "measured"
+    assert status_of("gpu").status == "unavailable"
+    with pytest.raises(DeviceError, match="runtime"):
+        status_of("mobile:typo")
 
 
 def test_nothing_heavy_is_imported() -> None:
