@@ -2,6 +2,7 @@
 #
 #   make demo     compress, select, benchmark and report the embedded workload       (make demo DEMO=--quick: digits)
 #   make test     lint, types and tests            (make test ARGS="tests/core -k budget" runs some of the tests)
+#   make docs     the documentation as a site, into build/docs
 #   make train    train the embedded workloads again
 #
 # PYTHON chooses the interpreter (3.11 or newer), VENV the folder of the environment.
@@ -15,7 +16,7 @@ DEMO ?=
 bin := $(abspath $(VENV))/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types train clean
+.PHONY: demo test lint types docs train clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,11 +29,16 @@ lint: $(VENV)/.installed-dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 
-# The type checker cannot follow the mapping of an editable install, so it is given a plain one.
+# The type checker and the reference of the docs cannot follow the mapping of an editable install: they get a plain one.
+site = rm -rf build && $(install) --no-deps --target build/site .
+
 types: $(VENV)/.installed-dev
-	rm -rf build
-	$(install) --no-deps --target build/site .
+	$(site)
 	cd build/site && $(bin)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p secateur
+
+docs: $(VENV)/.installed-docs
+	$(site)
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
 
 train: $(VENV)/.installed
 	$(bin)/python -m secateur.workloads.train $(WORKLOADS)
@@ -49,6 +55,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(install) --editable ".[dev]"
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(install) --editable ".[docs]"
+	touch $(VENV)/.installed
+	touch $@
 
 # The results under runs/ are the user's and stay.
 clean:

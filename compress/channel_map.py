@@ -124,7 +124,7 @@ class ChannelMap:
         """Read a map; every index is checked against the shape it selects from.
 
         Raises:
-            BundleError
+            BundleError: one that does not fit, or no map at all.
         """
         try:
             shapes = {str(name): tuple(int(n) for n in shape) for name, shape in document["shapes"].items()}

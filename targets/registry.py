@@ -104,7 +104,7 @@ def _named_status(name: str) -> TargetStatus:
     try:
         return device_status(get(name))
     except DeviceError as error:
-        kind = next((each for each in _ELSEWHERE if name.startswith(each)), "cpu")
+        kind: Kind = next((each for each in _ELSEWHERE if name.startswith(each)), "cpu")
         return TargetStatus(name, kind, "unavailable", error.message, error.hint)
 
 
