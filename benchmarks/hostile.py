@@ -134,7 +134,8 @@ def reader(rng: random.Random, bundle: Path) -> list[str]:
 @family
 def manifests_with_a_right_seal(rng: random.Random, given: Given) -> list[str]:
     path = given.copy() / "manifest.json"
-    sealed(path, mutated(json.loads(path.read_text()), rng) or {})
+    document = mutated(json.loads(path.read_text()), rng)
+    sealed(path, document if isinstance(document, dict) else {"schema_version": document})
     return reader(rng, path.parent)
 
 
@@ -240,7 +241,8 @@ def _with_a_value(text: str, rng: random.Random) -> str:
 
 
 WORDS = ("flops", "latency", "params", "energy", "<=", "<", "=", "%", "ms", "K", "40", "-1", "1e999", "nan", "inf", "0",
-         " ", "\u0663", ",", "depth", "kind", "*", "drop.", "\t", "\u0661\u0660%", "--", "0x10", "1_0", "'", "\\", "\uff19",
+         " ", "\u0663", ",", "depth", "kind", "*", "drop.", "\t", "\u0661\u0660%", "--", "0x10", "1_0", "'", "\\",
+         "\uff19",
          "",
          "cpu", "mobile:", "..")  # fmt: skip
 OPTIONS = {
