@@ -36,7 +36,7 @@ from secateur.core.shipped import shipped
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "hostile.json"
 QUICK = ("--budget", "flops<=70%", "--rounds", "1", "--epochs", "1", "--drop", "90%")
-LIMIT_S = 120
+LIMIT_S = 400
 DOCUMENTED = (0, 2, 3, 4)
 CANARY = "executed"
 """A file that only code inside of the data would make."""
