@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,38 +50,52 @@ class Accuracy(Mean):
         return (prediction.argmax(dim=1) == target).float()
 
 
-class MeanIoU:
-    """Mean over the classes that occur of intersection over union, counted over all pixels of all samples.
-    Logits [N, K, ...], classes [N, ...]."""
-
-    def __init__(self, classes: int) -> None:
-        self.confusion = torch.zeros(classes, classes, dtype=torch.long)  # [true, predicted]
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        classes = len(self.confusion)
-        pairs = classes * target.flatten() + prediction.argmax(dim=1).flatten()
-        self.confusion += torch.bincount(pairs.cpu(), minlength=classes**2).view(classes, classes)
-
-    def compute(self) -> float:
-        right = self.confusion.diagonal()
-        either = self.confusion.sum(0) + self.confusion.sum(1) - right
-        return float((right[either > 0] / either[either > 0]).mean())
-
-
-class EdgeF1:
-    """F1 of edge pixels at probability 0.5, over all pixels, without the spatial slack that odsF grants."""
+class _Torchmetric:
+    """A torchmetrics object, made when first updated: the library is slow to import."""
 
     def __init__(self) -> None:
-        self.right = self.found = self.real = 0
+        self._metric: Any = None
+
+    def make(self) -> Any:
+        raise NotImplementedError
+
+    def arrange(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return prediction, target
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        found, real = prediction > 0, target > 0.5
-        self.right += int((found & real).sum())
-        self.found += int(found.sum())
-        self.real += int(real.sum())
+        self._metric = self._metric or self.make()
+        self._metric.update(*self.arrange(prediction.detach(), target))
 
     def compute(self) -> float:
-        return 2 * self.right / (self.found + self.real) if self.found + self.real else math.nan
+        return float(self._metric.compute()) if self._metric else math.nan
+
+
+class MeanIoU(_Torchmetric):
+    """Mean over classes of intersection over union, counted over all pixels of all samples."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def make(self) -> Any:
+        from torchmetrics.classification import MulticlassJaccardIndex
+
+        return MulticlassJaccardIndex(self.classes)
+
+    def arrange(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return prediction.argmax(dim=1), target
+
+
+class EdgeF1(_Torchmetric):
+    """F1 of edge pixels at probability 0.5, over all pixels, without the spatial slack that odsF grants."""
+
+    def make(self) -> Any:
+        from torchmetrics.classification import BinaryF1Score
+
+        return BinaryF1Score()
+
+    def arrange(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return prediction.sigmoid(), target.long()
 
 
 def log_depth_loss(prediction: Tensor, target: Tensor) -> Tensor:

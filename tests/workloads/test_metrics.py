@@ -45,21 +45,6 @@ def test_edge_f1() -> None:
     assert metric.compute() == pytest.approx(0.5)
 
 
-def test_they_are_those_of_torchmetrics() -> None:
-    classification = pytest.importorskip("torchmetrics.classification")
-    ious, edges = (MeanIoU(5), classification.MulticlassJaccardIndex(5)), (EdgeF1(), classification.BinaryF1Score())
-    for _ in range(3):
-        logits, classes = torch.randn(2, 5, 4, 4), torch.randint(0, 4, (2, 4, 4))
-        logits[:, 4] -= 9  # a class that neither has: it does not count
-        edge, real = torch.randn(2, 1, 4, 4), (torch.rand(2, 1, 4, 4) < 0.3).float()
-        ious[0].update(logits, classes)
-        ious[1].update(logits.argmax(1), classes)
-        edges[0].update(edge, real)
-        edges[1].update(edge.sigmoid(), real.long())
-    assert ious[0].compute() == pytest.approx(float(ious[1].compute()))
-    assert edges[0].compute() == pytest.approx(float(edges[1].compute()))
-
-
 def test_accuracy() -> None:
     metric = Accuracy()
     metric.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
