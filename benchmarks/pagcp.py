@@ -5,13 +5,16 @@
 Every method cuts the same trained model to the same share of its FLOPs, and is fine-tuned by the same recipe (teacher,
 epochs, seed). With several rounds, PAGCP's fine-tuning is spread over them, within the same number of epochs. The peers
 are in `peers.py`; they decide nothing by chance, so each cuts once, and what the seeds vary is its fine-tuning.
-`--drop` is not enforced: the table shows what each method loses. Writes benchmarks/results/pagcp-WORKLOAD-PERCENT.json.
+`--drop` is not enforced: the table shows what each method loses. Writes benchmarks/results/pagcp-WORKLOAD-PERCENT.json
+after each run; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import json
 import statistics
 import sys
 import time
@@ -87,21 +90,28 @@ def main() -> None:
     workload = sc.workload(args.workload)
     assert batch_size(workload.example_input) == 1
     before = evaluate(workload.model, workload.test, workload.tasks)
-    cuts = {name: timed(cut, workload, args.flops) for name, cut in peers(workload).items()}
-    results: dict[str, list[dict[str, object]]] = {"PAGCP": [], **{name: [] for name in cuts}}
+    path, cutters = RESULTS / f"pagcp-{args.workload}-{100 * args.flops:g}.json", peers(workload)
+    cut = functools.cache(lambda name: timed(cutters[name], workload, args.flops))
+    results = found_before(path, args) or {name: [] for name in ["PAGCP", *cutters]}
     document = {
         "command": " ".join(["python", "benchmarks/pagcp.py", *sys.argv[1:]]), "machine": machine.describe(),
         "versions": {**machine.versions(), "torch-pruning": tp.__version__}, "settings": vars(args),
         "metrics_before": before, "results": results,
     }  # fmt: skip
-    for seed in args.seeds:
-        for name in results:
+    for number, seed in enumerate(args.seeds):
+        for name in [name for name, runs in results.items() if len(runs) <= number]:
             seed_everything(seed)
-            run = run_peer(cuts[name], workload, args, seed) if name in cuts else run_pagcp(workload, args, seed)
+            run = run_peer(cut(name), workload, args, seed) if name in cutters else run_pagcp(workload, args, seed)
             results[name].append(measure(workload, run, before))
             say(f"seed {seed}, {name}: Δ_MTL {results[name][-1]['delta_mtl']:+.2f} %")
-        write_json(RESULTS / f"pagcp-{args.workload}-{100 * args.flops:g}.json", document)
+            write_json(path, document)
     show(results)
+
+
+def found_before(path: Path, args: argparse.Namespace) -> dict[str, list[dict[str, object]]] | None:
+    """What a call with the same settings had found when it was stopped."""
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return document["results"] if document.get("settings") == vars(args) else None
 
 
 def show(results: dict[str, list[dict[str, object]]]) -> None:

@@ -8,6 +8,7 @@ taken out first, since it does not see that either.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,14 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.pagcp.saliency import find, lowest, score
 from secateur.core.predict import losses
 from secateur.core.task import Workload
-from secateur.profiles.count import count
 from secateur.workloads.models.scenes_vit import Attention, ScenesViT
 
 Cutter = Callable[[Workload, float], nn.Module]
@@ -72,24 +74,28 @@ def torch_pruning(
     """A cutter by torch-pruning's global ranking; the ratio is bisected to the FLOPs."""
 
     def cut(workload: Workload, share: float) -> nn.Module:
+        whole = without_dead(workload)
+        fixed = outputs(whole, workload)
+        if gradients:
+            backward(whole, workload)
+
         def at(ratio: float) -> nn.Module:
-            model = without_dead(workload)
-            hints = Hints.of(model)
+            model = copy.deepcopy(whole)
+            for mine, original in zip(model.parameters(), whole.parameters(), strict=True):
+                mine.grad = original.grad
+            hints, heads = Hints.of(model), [model.get_submodule(name) for name in fixed]
             pruner = tp.pruner.BasePruner(
                 model, workload.example_input, importance=importance(), pruning_ratio=ratio, max_pruning_ratio=0.95,
-                global_pruning=True, ignored_layers=[*outputs(model, workload), *hints.ignored],
+                global_pruning=True, ignored_layers=[*heads, *hints.ignored],
                 num_heads={each.qkv: each.heads for each in hints.attentions}, unwrapped_parameters=hints.positions,
                 **options,
             )  # fmt: skip
-            if gradients:
-                backward(model, workload)
             pruner.step()
             model.zero_grad()
             return model
 
-        whole = count(without_dead(workload), workload.example_input).costs.flops
-        ratio = bisect(lambda ratio: count(at(ratio), workload.example_input).costs.flops / whole, share)
-        return at(ratio)
+        total = flops(whole, workload)
+        return at(bisect(lambda ratio: flops(at(ratio), workload) / total, share))
 
     return cut
 
@@ -114,13 +120,20 @@ class Hints:
         return cls(attentions, [(model.position, 2)], tuple(head[0] for head in heads))
 
 
+def flops(model: nn.Module, workload: Workload) -> int:
+    """As `secateur.profiles.count` counts them, without an export for each ratio that is tried."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(workload.example_input)
+    return counter.get_total_flops()
+
+
 def without_dead(workload: Workload) -> nn.Module:
     inputs, _ = next(iter(workload.calibration))
     return trace(workload.model, inputs, workload.task_names).cut({}, remove_dead=True)
 
 
-def outputs(model: nn.Module, workload: Workload) -> list[nn.Module]:
-    """The layers whose channels are fixed: the last convolution or linear layer of each task's head."""
+def outputs(model: nn.Module, workload: Workload) -> list[str]:
+    """Paths of the layers whose channels are fixed: the last convolution or linear layer of each task's head."""
     inputs, _ = next(iter(workload.calibration))
     groups = trace(model, inputs, workload.task_names, trial=False)
     names = {
@@ -130,8 +143,7 @@ def outputs(model: nn.Module, workload: Workload) -> list[nn.Module]:
         for member in group.members
         if member.role == "out"
     }
-    layers = [model.get_submodule(name) for name in sorted(names)]
-    return [layer for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    return [name for name in sorted(names) if isinstance(model.get_submodule(name), (nn.Conv2d, nn.Linear))]
 
 
 def backward(model: nn.Module, workload: Workload) -> None:

@@ -80,7 +80,9 @@ def beyond(name: str, found: Document, most: int = 5) -> list[str]:
 
 @section("PAGCP against peers, at equal FLOPs and equal fine-tuning", "pagcp-*.json")
 def pagcp(document: Document) -> list[str]:
-    settings, results = document["settings"], document["results"]
+    settings = document["settings"]
+    seeds = settings["seeds"][: min(map(len, document["results"].values()))]  # of all: a run may have been stopped
+    results = {name: runs[: len(seeds)] for name, runs in document["results"].items()}
     means = {name: statistics.mean(run["delta_mtl"] for run in runs) for name, runs in results.items()}
     rows = [
         (
@@ -98,7 +100,7 @@ def pagcp(document: Document) -> list[str]:
     noise = (statistics.variance(ours) + statistics.variance(theirs)) ** 0.5 if len(ours) > 1 else float("nan")
     return [
         f"**{settings['workload']}** to {100 * settings['flops']:g} % of the FLOPs, {settings['epochs']} epochs of "
-        f"fine-tuning, seeds {settings['seeds']}:", "",
+        f"fine-tuning, seeds {seeds}:", "",
         *table(("method", "Δ_MTL %, mean ± sd", "FLOPs left", "parameters left", "seconds"), rows), "",
         goal(
             f"better than the best peer ({best}): {means['PAGCP'] - means[best]:+.2f} points, where seeds alone make "
