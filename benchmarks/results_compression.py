@@ -72,7 +72,8 @@ def beyond(name: str, found: Document, most: int = 5) -> list[str]:
     return [
         f"**{name}**: its layers take {total:.2f} ms more than their share of FLOPs: "
         f"{by_reason['allocation']:+.2f} ms since what was cut was not what takes time, {by_reason['narrow']:+.2f} ms "
-        f"since narrow layers take longer per FLOP, {by_reason['without FLOPs']:+.2f} ms in operators without FLOPs. "
+        f"since narrow layers take longer per FLOP, {by_reason['without FLOPs']:+.2f} ms in operators without FLOPs "
+        f"(by the profiler, which adds to each operator: it sees {sum(layer['ms'][1] for layer in layers):.2f} ms). "
         f"The {most} that take most beyond it:", "",
         *table(("layer", "operator", "FLOPs left", "ms before", "ms after", "ms beyond"), rows),
     ]  # fmt: skip

@@ -71,11 +71,7 @@ def layers(original: Workload, pruned: Workload, before: Profile, after: Profile
 
 
 def beyond(flops: list[int], ms: list[float], share: float) -> dict[str, float]:
-    """The milliseconds that a layer takes more than `share` of what it took, by reason: they sum to the difference.
-
-    >>> beyond([100, 50], [1.0, 0.75], 0.25)
-    {'allocation': 0.25, 'narrow': 0.25}
-    """
+    """The milliseconds that a layer takes more than `share` of what it took, by reason: they sum to the difference."""
     if not flops[0]:
         return {"without FLOPs": ms[1] - share * ms[0]}
     own = flops[1] / flops[0]
