@@ -25,8 +25,8 @@ from secateur.compress.compressed import Compressed
 from secateur.compress.dataflow import trace
 from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.exchange import loss_per_drop
-from secateur.compress.pagcp.oracle import means
 from secateur.compress.pagcp.saliency import find
+from secateur.compress.pagcp.sampling import means
 from secateur.core import machine
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.files import write_json

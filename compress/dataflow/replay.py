@@ -74,12 +74,12 @@ class Replay:
 
         Args:
             state: tensors that replace the model's own, by name.
-            only: the calls to run (a reachable set); the values they read must be in `cached`.
+            only: the calls to run; the values that they read besides must be in `cached`.
             wanted: calls whose values are returned besides the outputs.
             call: how to execute a call instead of the plain way.
 
         Returns:
-            the outputs, and the wanted values.
+            the outputs (None for one that was neither run nor cached), and the wanted values.
         """
         values: Values = dict(self.graph.constants)
         for node, name in self.graph.state.items():
@@ -96,7 +96,7 @@ class Replay:
             for done in self._last_use.get(node, ()):
                 if done not in kept:
                     values.pop(done, None)
-        return [values[node] for node in self.graph.outputs], {node: values[node] for node in kept}
+        return [values.get(node) for node in self.graph.outputs], {node: values[node] for node in kept}
 
     def execute(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute one call the plain way."""

@@ -24,7 +24,8 @@ from secateur.compress.experts.settings import Settings
 from secateur.compress.experts.usage import Table
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.calibration import calibration_batches
-from secateur.compress.pagcp.oracle import Oracle, Spent, means
+from secateur.compress.pagcp.oracle import Oracle, Spent
+from secateur.compress.pagcp.sampling import exactly, means
 from secateur.compress.pagcp.target import Target
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
@@ -122,8 +123,8 @@ class Removal:
 
     def _judge(self, kept: Kept, path: str, left: list[int], limits: dict[str, float]) -> list[Any]:
         """[each task's loss without the expert, whether it may go]."""
-        session = self.oracle.at(self._masks(kept), self.names[path], self.current)
-        verdict = session.judge(left, limits)
+        session = self.oracle.at(self._masks(kept), self.names[path], exactly(self.current))
+        verdict = session.judge(left, lambda current: limits)
         finite = all(map(math.isfinite, verdict.losses.values()))
         return [verdict.losses if finite else None, verdict.accepted]
 

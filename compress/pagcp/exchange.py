@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
-from secateur.compress.pagcp.oracle import Losses
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
+from secateur.compress.pagcp.sampling import Losses
 from secateur.core.predict import evaluating, predict, task_losses
 from secateur.core.task import Batch, Task
 

@@ -12,46 +12,48 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.compress.dataflow.groups import Index
-from secateur.compress.pagcp.oracle import Losses
 from secateur.compress.pagcp.saliency import lowest
+from secateur.compress.pagcp.sampling import Standing, values
 from secateur.compress.pagcp.sequence import Kept, Sequence
 
-CHUNKS = 16
+CHUNKS = 32
 """Chunks of calibration data that a step back is looked at on."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One step back of one group: the channels that it then keeps, each task's loss, and the fall per cost."""
+    """One step back of one group: the channels that it then keeps, what is known of the losses, and the fall per
+    cost."""
 
     keep: Index
-    losses: Losses
+    standing: Standing
     worth: float
 
 
 def restore(sequence: Sequence, before: Kept) -> Kept:
     """The choice of channels of a sequence after giving back, nowhere more than there was `before`."""
-    kept, losses = sequence.kept, sequence.base
-    steps = {name: _step_back(sequence, kept, losses, before, name) for name in kept}
+    kept, standing = sequence.kept, sequence.standing
+    steps = {name: _step_back(sequence, kept, standing, before, name) for name in kept}
     while True:
         open_steps = {name: step for name, step in steps.items() if step and _fits(sequence, kept, name, step.keep)}
         name = max(open_steps, key=lambda each: open_steps[each].worth, default="")
         if not name:
             return kept
-        kept, losses = {**kept, name: open_steps[name].keep}, open_steps[name].losses
-        steps[name] = _step_back(sequence, kept, losses, before, name)
+        kept, standing = {**kept, name: open_steps[name].keep}, open_steps[name].standing
+        steps[name] = _step_back(sequence, kept, standing, before, name)
 
 
-def _step_back(sequence: Sequence, kept: Kept, losses: Losses, before: Kept, name: str) -> _Step | None:
+def _step_back(sequence: Sequence, kept: Kept, standing: Standing, before: Kept, name: str) -> _Step | None:
     """None where there is nothing to give back, or no room for it."""
     keep = _larger(sequence, kept, before, name)
     if keep is None or not _fits(sequence, kept, name, keep):
         return None
-    session = sequence.oracle.at(kept, name, losses)
+    session = sequence.oracle.at(kept, name, standing)
     found = session.peek(keep.tolist(), CHUNKS)
     session.close(None)
     cost = sequence.target.cost(_widths(sequence, kept), _widths(sequence, {**kept, name: keep}))
-    fall = sum((losses[task] - loss) / sequence.weight(task) for task, loss in found.items())
+    losses = values(session.standing())
+    fall = sum((losses[task] - loss) / sequence.weight(task) for task, loss in values(found).items())
     return _Step(keep, found, fall / max(cost, 1e-12))
 
 

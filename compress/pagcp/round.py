@@ -19,9 +19,10 @@ from secateur.compress.pagcp import saliency
 from secateur.compress.pagcp.calibration import calibration_batches, chunked
 from secateur.compress.pagcp.exchange import loss_per_drop
 from secateur.compress.pagcp.hardware import device_counts
-from secateur.compress.pagcp.oracle import Losses, Oracle, Spent, means
+from secateur.compress.pagcp.oracle import Oracle, Spent
 from secateur.compress.pagcp.prefix import differences
 from secateur.compress.pagcp.restore import restore
+from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, exactly, means
 from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence, channel_step
 from secateur.compress.pagcp.settings import Settings
@@ -78,7 +79,7 @@ class Round:
         )
         self._refused: dict[str, Losses] = {}
         self._choices: list[Kept] = []
-        self._cached: dict[int, int] | None = None
+        self._cached: dict[int, dict[str, int]] | None = None
         self._costs = CostModel(self._groups)
         self._criterion = saliency.find(settings.saliency)
         self._evidence = evidence(self._criterion, self._groups, self._batches, workload.tasks)
@@ -92,26 +93,31 @@ class Round:
         floors = self._floors(target)
         kept: Kept = {group.name: np.arange(group.channels) for group in self._groups.prunable}
         tau, rise = self._settings.local_tolerance, (self._settings.growth or math.inf) - 1
-        reference = self._reference(kept)
-        self._record.original = self._record.original or means(reference)
+        self._oracle.reference = self._reference(kept)
+        whole = means(self._oracle.reference)
+        self._record.original = self._record.original or whole
         units = None if self._settings.compound else self._units(kept)
         for attempt in range(self._settings.max_passes + 1):
             label = f"{self._label}/pass{attempt}"
-            base = self._losses(f"{label}/base", kept, reference) if attempt else means(reference)
+            if attempt == self._settings.max_passes and not self._met(target, kept):
+                return self._groups.channel_map(kept)
+            standing = self._standing(f"{label}/base", kept) if attempt else exactly(whole)
             sequence = Sequence(
-                self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, base,
+                self._oracle, self._costs, self._settings, self._criterion, self._strictness, kept, standing,
                 self._ceiling(rise, units), target, units, self._evidence, counts, floors,
             )  # fmt: skip
-            if sequence.done or attempt == self._settings.max_passes:
+            if sequence.done:
                 break
             fresh = self._sequence(sequence, tau, attempt)
             tau, rise = sequence.next_tolerance(tau, fresh), (1 + rise) * (self._settings.growth or 1) - 1
             if all(len(fresh[name]) == len(kept[name]) for name in kept):
                 rise = max(rise, 1.05 * sequence.needed_rise(self._record.original))
             kept = fresh
-        if sequence.done and attempt:
-            kept = self._restored(sequence, attempt - 1)
-        return self._groups.channel_map(kept)
+        return self._groups.channel_map(self._restored(sequence, attempt - 1) if attempt else kept)
+
+    def _met(self, target: Target, kept: Kept) -> bool:
+        widths = self._costs.widths({name: len(channels) for name, channels in kept.items()})
+        return self._settings.stop_at_budget and target.met(widths)
 
     def _restored(self, sequence: Sequence, attempt: int) -> Kept:
         """What is kept after giving back what was taken beyond the limits."""
@@ -162,8 +168,11 @@ class Round:
 
         return self._step(f"{self._label}/units", kept, units, dict, dict)
 
-    def _losses(self, key: str, kept: Kept, reference: list[Losses]) -> Losses:
-        return self._step(key, kept, lambda: self._oracle.losses(kept, reference), dict, dict)
+    def _standing(self, key: str, kept: Kept) -> Standing:
+        def decode(document: dict[str, Any]) -> Standing:
+            return {task: Estimate(*known) for task, known in document.items()}
+
+        return self._step(key, kept, lambda: self._oracle.standing(kept), dict, decode)
 
     def _decide(self, key: str, sequence: Sequence, name: str, tau: float) -> Decision:
         def decide() -> Decision:
@@ -222,12 +231,16 @@ class Round:
 
         def restore(document: Any) -> T:
             vars(spent).update(document["spent"])
-            self._cached = {int(chunk): number for chunk, number in document["cached"].items()}
+            self._cached = {int(chunk): dict(numbers) for chunk, numbers in document["cached"].items()}
             return decode(document["result"])
 
         def resumed() -> T:
             if self._cached is not None:
-                self._oracle.prefix.refill({chunk: self._choices[number] for chunk, number in self._cached.items()})
+                choices = {
+                    chunk: {task: self._choices[number] for task, number in numbers.items()}
+                    for chunk, numbers in self._cached.items()
+                }
+                self._oracle.prefix.refill(choices)
                 self._cached = None
             return compute()
 
@@ -242,10 +255,15 @@ class Round:
         if not self._choices or self._choices[-1] is not kept:
             self._choices.append(kept)
 
-    def _cache_state(self) -> dict[str, int]:
-        """For each chunk whose activations are cached, to which choice they belong: one of those so far, or the next,
-        which a decision has just made."""
-        return {str(chunk): self._number_of(keep) for chunk, keep in self._oracle.prefix.filled.items()}
+    def _cache_state(self) -> dict[str, list[tuple[str, int]]]:
+        """For each chunk whose activations are cached, to which choice those of each task belong, in order: one of the
+        choices so far, or the next, which a decision has just made."""
+        filled = self._oracle.prefix.filled
+        distinct = {id(keep): keep for keeps in filled.values() for keep in keeps.values()}
+        numbers = {key: self._number_of(keep) for key, keep in distinct.items()}
+        return {
+            str(chunk): [(task, numbers[id(keep)]) for task, keep in keeps.items()] for chunk, keeps in filled.items()
+        }
 
     def _number_of(self, keep: Keep) -> int:
         for number in reversed(range(len(self._choices))):

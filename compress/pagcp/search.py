@@ -1,7 +1,8 @@
 """How many channels of one group can go: the largest accepted candidate, for as few evaluations as it takes.
 
-As losses grow with the channels removed, a first chunk of samples guesses where the limit is passed; the guess is then
-proven: the candidate below it is accepted by the oracle, the one above it refused.
+As losses grow with the channels removed, a first chunk of samples guesses where the limit is passed; the two candidates
+on either side of it are then looked at until the one is accepted and the other refused, and where more samples say that
+the limit is passed elsewhere, the pair moves.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from secateur.compress.dataflow.groups import Index
-from secateur.compress.pagcp.oracle import Losses, Session, Verdict
+from secateur.compress.pagcp.sampling import Losses
+from secateur.compress.pagcp.session import FEWEST_CHUNKS, Limits, Session, Verdict
 
 
 def rise(losses: Losses, base: Losses) -> float:
@@ -25,20 +27,23 @@ class Search:
 
     session: Session
     keep_without: Callable[[int], Index]
-    limits: Losses
+    limits: Limits
     base: Losses
     counts: list[tuple[float, int]]
     check_monotone: bool
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     not_monotone: bool = False
+    _kept: dict[int, Index] = field(default_factory=dict)
 
     def keep(self, index: int) -> Index:
         """The channels that a candidate leaves."""
-        return self.keep_without(self.counts[index][1])
+        if index not in self._kept:
+            self._kept[index] = self.keep_without(self.counts[index][1])
+        return self._kept[index]
 
     def bisect(self) -> int | None:
         """The largest accepted candidate, or None, if losses grow with the channels removed."""
-        found = self._prove(self._guess()) if self.counts else -1
+        found = self._bracket()
         self.not_monotone = self._falls_somewhere()
         if self.not_monotone and self.check_monotone:
             return self.sweep()
@@ -49,25 +54,32 @@ class Search:
         accepted = list(itertools.takewhile(self._accepted, range(len(self.counts))))
         return accepted[-1] if accepted else None
 
-    def _guess(self) -> int:
-        """The bracket doubles from the smallest removal, since most groups accept little, and is then halved."""
-        low, high, index = -1, len(self.counts), 0
+    def _bracket(self) -> int:
+        """The candidate that is accepted while the next one is refused; -1 where the first is."""
+        low, high = -1, len(self.counts)
         while high - low > 1:
-            passed = self.session.guess(self.keep(index).tolist(), self.limits)
-            low, high = (index, high) if passed else (low, index)
-            index = min(2 * index + 2, high - 1) if high == len(self.counts) else (low + high) // 2
+            index = self._next(low, high)
+            self.session.look(self.keep(index).tolist())
+            verdict = self.session.verdict(self.keep(index).tolist(), self.limits)
+            if verdict is not None:
+                self.verdicts[index] = verdict
+                low, high = (index, high) if verdict.accepted else (low, index)
         return low
 
-    def _prove(self, guess: int) -> int:
-        """Step away from the guess, ever further, until an accepted and a refused candidate stand side by side."""
-        low, high, index, stride = -1, len(self.counts), max(guess, 0), 1
-        while high - low > 1:
-            accepted = self._accepted(index)
-            low, high = (index, high) if accepted else (low, index)
-            bracketed = low >= 0 and high < len(self.counts)
-            index = (low + high) // 2 if bracketed and stride > 1 else index + stride if accepted else index - stride
-            index, stride = min(max(index, low + 1), high - 1), 2 * stride
-        return low
+    def _next(self, low: int, high: int) -> int:
+        """Which candidate between an accepted and a refused one to look at: a new one while the pair on either side of
+        the limit, as far as was seen, is not adjacent; else the lower one of the pair, whose work is the next group's
+        start, once both were seen as often as a spread takes."""
+        seen = {index: self.session.chunks(self.keep(index).tolist()) for index in range(low + 1, high)}
+        seen = {index: chunks for index, chunks in seen.items() if chunks}
+        likely = {index for index in seen if self.session.likely(self.keep(index).tolist(), self.limits)}
+        above = min(seen.keys() - likely, default=high)
+        below = max((index for index in likely if index < above), default=low)
+        if above - below > 1:  # most groups accept little, so that a bracket doubles from the smallest removal
+            return min(2 * below + 2, above - 1) if above == len(self.counts) else (below + above) // 2
+        if below == low or above == high:
+            return above if below == low else below
+        return above if seen[above] < min(seen[below], FEWEST_CHUNKS) else below
 
     def _accepted(self, index: int) -> bool:
         if index not in self.verdicts:

@@ -19,8 +19,9 @@ from torch import Tensor
 from secateur.compress.dataflow import ChannelGroup
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.dataflow.groups import Index
-from secateur.compress.pagcp.oracle import Losses, Oracle
+from secateur.compress.pagcp.oracle import Oracle
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
+from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, values
 from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda, tolerances
 from secateur.compress.pagcp.search import Search, rise
 from secateur.compress.pagcp.settings import Settings
@@ -28,7 +29,7 @@ from secateur.compress.pagcp.target import Target
 
 Kept = dict[str, Index]
 Counts = list[int] | range
-PROBE_CHUNKS = 3
+PROBE_CHUNKS = 6
 """Chunks of calibration data that a trial cut is looked at on."""
 
 
@@ -45,7 +46,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided for one group, and on what ground: each task's loss before, and its limit."""
+    """What was decided for one group, and on what ground: each task's loss before, and its limit; `standing` is what is
+    known of the losses afterwards."""
 
     group: str
     channels: int
@@ -54,6 +56,7 @@ class Decision:
     tau: float
     base: Losses
     limits: Losses
+    standing: Standing
     trials: list[Trial]
     flops_after: float
     params_after: float
@@ -79,6 +82,7 @@ class Decision:
             "tau": self.tau,
             "base": self.base,
             "limits": self.limits,
+            "standing": self.standing,
             "trials": [vars(trial) for trial in self.trials],
             "flops_after": self.flops_after,
             "params_after": self.params_after,
@@ -86,12 +90,14 @@ class Decision:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Decision:
-        return cls(**{**document, "trials": [Trial(**trial) for trial in document["trials"]]})
+        standing = {task: Estimate(*known) for task, known in document["standing"].items()}
+        trials = [Trial(**trial) for trial in document["trials"]]
+        return cls(**{**document, "standing": standing, "trials": trials})
 
 
 @dataclass
 class Sequence:
-    """The state of one sequence: what is kept, the base losses and the tolerance.
+    """The state of one sequence: what is kept, what is known of its losses, the base losses and the tolerance.
 
     Attributes:
         units: each task's loss that τ is a share of; None for that of the model as pruned so far.
@@ -105,7 +111,7 @@ class Sequence:
     criterion: Criterion
     strictness: Mapping[str, float]
     kept: Kept
-    base: Losses
+    standing: Standing
     ceiling: Losses
     target: Target
     units: Losses | None
@@ -115,13 +121,12 @@ class Sequence:
     decisions: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._current = dict(self.base)
+        self.base = values(self.standing)
 
-    @property
-    def unit(self) -> Losses:
+    def unit(self, base: Losses) -> Losses:
         """The loss that τ is a share of: what goes with losing all of a task's metric, or the base as it is now, so
         that the allowed drop compounds."""
-        return {task: max(loss, 1e-12) for task, loss in (self.units or self.base).items()}
+        return {task: max(loss, 1e-12) for task, loss in (self.units or base).items()}
 
     def plan(self, rises: Mapping[str, float] | None = None) -> tuple[dict[str, float], float | None]:
         """(groups in order → share of τ, λ). Counts the pass for the base losses that the published loop makes too.
@@ -143,8 +148,8 @@ class Sequence:
         rises = {}
         for group in self._open():
             keep = self._keep_without(group)(len(self.kept[group.name]) - self._trial_count(group.name))
-            session = self.oracle.at(self.kept, group.name, self._current)
-            rises[group.name] = self._excess(session.peek(keep.tolist(), PROBE_CHUNKS), self.base)
+            session = self.oracle.at(self.kept, group.name, self.standing)
+            rises[group.name] = self._excess(values(session.peek(keep.tolist(), PROBE_CHUNKS)), self.base)
             session.close(None)
         return rises
 
@@ -173,21 +178,22 @@ class Sequence:
         """Judge one group by the oracle; does not change the state."""
         group = self.oracle.groups[name]
         kept = self.kept[name]
-        session = self.oracle.at(self.kept, name, self._current)
-        limits = self._limits(tau)
+        session = self.oracle.at(self.kept, name, self.standing)
         search = Search(
-            session, self._keep_without(group), limits, self.base, self._candidates(name, len(kept)),
-            self.settings.check_monotone,
+            session, self._keep_without(group), lambda current: self._limits(tau, self._based(current)), self.base,
+            self._candidates(name, len(kept)), self.settings.check_monotone,
         )  # fmt: skip
         best = search.bisect() if self.settings.bisect else search.sweep()
         self._count_published(name, search.counts, best)
         self.oracle.spent.not_monotone += search.not_monotone
         chosen = kept if best is None else search.keep(best)
+        base = self._based(values(session.standing()))
+        standing = session.standing(None if best is None else chosen.tolist())
         session.close(None if best is None else chosen.tolist())
         widths = self._widths({name: len(chosen)})
         return Decision(
-            name, group.channels, len(kept), chosen.tolist(), tau, dict(self.base), limits, trials(search),
-            self.costs.flops(widths), self.costs.params(widths),
+            name, group.channels, len(kept), chosen.tolist(), tau, base, self._limits(tau, base), standing,
+            trials(search), self.costs.flops(widths), self.costs.params(widths),
         )  # fmt: skip
 
     def _keep_without(self, group: ChannelGroup) -> Callable[[int], Index]:
@@ -202,20 +208,27 @@ class Sequence:
 
     def weight(self, task: str) -> float:
         """What a rise of a task's loss is counted in: a share of its unit, the smaller the stricter the task."""
-        return self.unit[task] * max(self.strictness[task], 1e-3)
+        return self.unit(self.base)[task] * max(self.strictness[task], 1e-3)
 
-    def _limits(self, tau: float) -> Losses:
+    def _limits(self, tau: float, base: Losses) -> Losses:
+        unit = self.unit(base)
         return {
-            task: min(value + tau * self.strictness[task] * self.unit[task], max(value, self.ceiling[task]))
-            for task, value in self.base.items()
+            task: min(value + tau * self.strictness[task] * unit[task], max(value, self.ceiling[task]))
+            for task, value in base.items()
         }
+
+    def _based(self, current: Losses) -> Losses:
+        """B_t, where the losses of the model as pruned so far are known better by now: a base that is such a loss
+        follows it."""
+        follows = {task: base <= self.standing[task].value for task, base in self.base.items()}
+        return {task: current[task] if follows[task] else max(base, current[task]) for task, base in self.base.items()}
 
     def hopeless(self, name: str, tau: float, refused: Losses) -> bool:
         """Whether a group need not be tried: its smallest step was refused by an earlier sequence of this round, when
         less was pruned, and raised a task's loss more than twice as far as it may rise now."""
         if not self.settings.skip_refused or not refused:
             return False
-        limits = self._limits(tau)
+        limits = self._limits(tau, self.base)
         return any(limits[task] < base + 0.5 * refused[task] for task, base in self.base.items())
 
     def pass_over(self, name: str) -> None:
@@ -224,10 +237,10 @@ class Sequence:
 
     def apply(self, decision: Decision) -> None:
         """Take a decision over: what is kept, and B_t ← max(B_t, L_t)."""
+        self.standing, self.base = decision.standing, dict(decision.base)
         if decision.accepted is not None:
             self.kept = {**self.kept, decision.group: np.array(decision.kept, dtype=np.int64)}
-            self._current = decision.accepted
-            self.base = {task: max(loss, self._current[task]) for task, loss in self.base.items()}
+            self.base = {task: max(loss, self.standing[task].value) for task, loss in self.base.items()}
         self.decisions.append(decision)
 
     def filtered(self, before: Kept) -> set[str]:

@@ -85,7 +85,7 @@ class Settings:
     cache_limit: int = 2 * 2**30
     remove_dead: bool = False
     calibration_samples: int | None = 256
-    chunks: int = 64
+    chunks: int = 128
     confidence: float | None = 2.5
     feature_distillation: float = 0.0
     weighting: str = "fixed"

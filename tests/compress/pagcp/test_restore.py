@@ -16,10 +16,11 @@ from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp import restore as restoring
 from secateur.compress.pagcp.calibration import chunked
-from secateur.compress.pagcp.oracle import Oracle, means
+from secateur.compress.pagcp.oracle import Oracle
 from secateur.compress.pagcp.restore import restore
 from secateur.compress.pagcp.round import Record, Round
 from secateur.compress.pagcp.saliency import find
+from secateur.compress.pagcp.sampling import exactly, means, values
 from secateur.compress.pagcp.sequence import Kept, Sequence
 from secateur.compress.pagcp.target import Target
 from secateur.core.budget import Budget
@@ -43,7 +44,7 @@ def sequence(squares: Workload, kept: Kept, budget: str, strictness: dict[str, f
     base = means(list(oracle.chunk_losses(kept)))
     units = means(list(oracle.chunk_losses(whole(groups))))
     return Sequence(
-        oracle, costs, SETTINGS, find("l1"), strictness, kept, base, base,
+        oracle, costs, SETTINGS, find("l1"), strictness, kept, exactly(base), base,
         Target(Budget.parse(budget).limits, before, costs), units,
     )  # fmt: skip
 
@@ -72,14 +73,15 @@ def test_what_comes_back_was_there_fits_and_helps(squares: Workload) -> None:
         assert set(kept[name]) <= set(found[name]) <= set(full[name])
     assert one.target.met(one.costs.widths({name: len(channels) for name, channels in found.items()}))
     before, after = losses(squares, kept), losses(squares, found)
-    assert sum(after[task] / one.unit[task] for task in after) < sum(before[task] / one.unit[task] for task in before)
+    unit = one.unit(one.base)
+    assert sum(after[task] / unit[task] for task in after) < sum(before[task] / unit[task] for task in before)
 
 
 @pytest.mark.parametrize("name", ["deep.0", "block.0.0"])
 def test_channels_that_come_back_count_as_in_the_model_that_has_them(squares: Workload, name: str) -> None:
     full, kept = shrunk(squares, 0.5)
     one = sequence(squares, kept, "flops<=100%")
-    found = one.oracle.at(kept, name, one.base).peek(full[name].tolist(), 10**6)
+    found = values(one.oracle.at(kept, name, one.standing).peek(full[name].tolist(), 10**6))
     assert found == pytest.approx(losses(squares, {**kept, name: full[name]}), rel=1e-4)
     assert found != pytest.approx(one.base, rel=1e-2)
 

@@ -14,8 +14,8 @@ from published_loop import plain_losses, published_procedure
 
 from secateur.compress.dataflow import trace
 from secateur.compress.journal import Journal
-from secateur.compress.pagcp.oracle import means
 from secateur.compress.pagcp.round import Record, Round
+from secateur.compress.pagcp.sampling import means
 from secateur.compress.pagcp.sequence import channel_step
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget
