@@ -181,8 +181,8 @@ def oracle(document: Document) -> list[str]:
             )  # fmt: skip
         worst = (min(worst[0], found["confident"]["fewer_flops"]), min(worst[1], found["confident"]["faster"]))
     why = (
-        "What is left is the first look at every candidate and the model that it is compared with: at least a fifth of "
-        "the samples each, since fewer decided wrongly (2 of 7 groups in an earlier version)."
+        "What is left is one pass of the original model, and the two candidates on either side of each limit: where "
+        "one lies close to it, most samples are needed, since fewer decide wrongly."
     )
     return [
         *table(("workload", "oracle", "forward GFLOPs", "fewer", "faster", "same decisions"), rows), "",
