@@ -82,8 +82,9 @@ def beyond(name: str, found: Document, most: int = 5) -> list[str]:
 @section("PAGCP against peers, at equal FLOPs and equal fine-tuning", "pagcp-*.json")
 def pagcp(document: Document) -> list[str]:
     settings = document["settings"]
-    seeds = settings["seeds"][: min(map(len, document["results"].values()))]  # of all: a run may have been stopped
-    results = {name: runs[: len(seeds)] for name, runs in document["results"].items()}
+    begun = {name: runs for name, runs in document["results"].items() if runs}  # the benchmark may have been stopped
+    seeds = settings["seeds"][: min(map(len, begun.values()))]
+    results = {name: runs[: len(seeds)] for name, runs in begun.items()}
     means = {name: statistics.mean(run["delta_mtl"] for run in runs) for name, runs in results.items()}
     rows = [
         (
