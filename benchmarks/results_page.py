@@ -27,7 +27,12 @@ machine and the versions. Latencies are measured where nothing else is said; wha
 Δ_MTL is the mean relative change of the tasks' metrics on test data, positive for better.
 """
 
-for chapter in ("results_compression", "results_methods", "results_hardware"):  # in the order of the page
+for chapter in (
+    "results_compression",
+    "results_methods",
+    "results_hardware",
+    "results_faults",
+):  # in the order of the page
     importlib.import_module(chapter)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,26 @@ from secateur.core.errors import ModelError, OutputError
 from secateur.core.files import write_json, writing
 
 T = TypeVar("T")
+_OURS = re.compile(
+    r"journal|experts|pagcp|bundle|\.?(journal\.json|original\.onnx(\.data)?|.+\.pt)(\.\w{8})?|\.bundle\.\w{8}"
+)
+"""What stands in the folder of a run that is not finished, half-written files among it."""
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that holds something else: what a run keeps is deleted when it ends.
+
+    Raises:
+        OutputError
+    """
+    foreign = (
+        sorted(each.name for each in folder.iterdir() if not _OURS.fullmatch(each.name)) if folder.is_dir() else []
+    )
+    if foreign:
+        raise OutputError(
+            f"{folder} holds {foreign[0]}, which no run left there",
+            "a run keeps its state in a folder of its own, which goes when it ends: name another, or move that away",
+        )
 
 
 class Journal:
@@ -28,12 +49,13 @@ class Journal:
         """Open the journal of the run that `identity` (method, settings, seed, model fingerprint) describes.
 
         Raises:
-            OutputError: to resume a run that was another one.
+            OutputError: to resume a run that was another one, or a folder that holds something else.
         """
         self._folder, self._identity = folder if ranks.leads() else None, dict(identity)
         self._steps: dict[str, Any] = {}
         if self._folder is None or folder is None:
             return
+        check_own(folder)
         file = folder / "journal.json"
         if resume and file.is_file():
             self._steps = _read(file, self._identity)

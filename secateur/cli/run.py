@@ -19,6 +19,7 @@ from typing import Any
 
 import typer
 
+from secateur.cli.blame import users_failure
 from secateur.cli.verb import Answer
 from secateur.core.errors import SecateurError, StoppedError
 
@@ -92,6 +93,8 @@ def _clear(error: BaseException) -> SecateurError:
         return _UsageError(error.format_message(), f"see: {context.command_path if context else 'secateur'} --help")
     if isinstance(error, SystemExit):
         return _UsageError(f"the workload's code ended the program with sys.exit({error.code!r})", "let it return")
+    if (failure := users_failure(error)) is not None:
+        return failure
     lines = str(error).strip().splitlines()
     return _UnexpectedError(
         f"unexpected {type(error).__name__}{': ' + lines[0] if lines else ''}", "run again with --debug"

@@ -255,7 +255,7 @@ def changed_bundle(bundle: Bundle) -> Iterator[tuple[Path, Callable[[Manifest], 
 
     Raises:
         BundleError: when the bundle is not what was written: a change must not put a new hash on an altered file.
-        OutputError: for one that ships with Secateur.
+        OutputError: for one that ships with Secateur, or that another process changed meanwhile.
     """
     if bundle.ships:
         raise OutputError(
@@ -263,11 +263,14 @@ def changed_bundle(bundle: Bundle) -> Iterator[tuple[Path, Callable[[Manifest], 
         )
     if problems := bundle.verify():
         raise BundleError(problems[0], _AGAIN)
+    before = sha256(bundle.path / MANIFEST)
     with writing_folder(bundle.path) as folder:
         for name in bundle.manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _link(bundle.file(name), folder / name)
         yield folder, lambda manifest: _finish(folder, manifest)
+        if sha256(bundle.path / MANIFEST) != before:
+            raise OutputError(f"{bundle.path} was changed by another process meanwhile", "repeat the command")
 
 
 def _link(source: Path, destination: Path) -> None:

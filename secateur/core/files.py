@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     try:
         with clear_errors(path):
             yield temporary
-            _swap(temporary, path)
+            with _alone(path.parent):
+                _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -70,6 +73,18 @@ def sha256(path: Path) -> str:
 def _beside(path: Path) -> Path:
     """A name of its own in the same folder, so that a rename stays on one file system."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process, or thread, at a time in a folder; where a file system knows no locks, everybody."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from secateur.compress import experts, pagcp
 from secateur.compress.compressed import Compressed
 from secateur.compress.experts.compose import then_prune
+from secateur.compress.journal import check_own
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle
 from secateur.core.errors import BudgetError
@@ -65,6 +66,8 @@ def extract(
         DeviceError: nothing predicts the latency or energy of the target.
     """
     folder = None if state is None else Path(state)
+    if folder is not None:
+        check_own(folder)
     found, limits, tolerance = find_workload(workload), Budget.parse(budget), Tolerance.parse(drop)
     given = settings_of(settings, top_k, epochs, rounds)
     hardware = hardware_for(limits, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from secateur.compress.journal import check_own
 from secateur.core.bundle import Bundle
 from secateur.core.errors import OutputError
 from secateur.core.files import clear_errors, writing_folder
@@ -25,6 +26,7 @@ def check_state(output: Path, *, resume: bool = False, force: bool = False) -> P
     state = state_folder(output)
     with clear_errors(state):
         taken = state.exists() and (not state.is_dir() or any(state.iterdir()))
+        check_own(state)
     if taken and not resume and not force:
         raise OutputError(
             f"{state} holds a run that was stopped", "continue it with --resume, or start again with --force"

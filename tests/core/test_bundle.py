@@ -310,6 +310,19 @@ def test_a_change_does_not_bless_what_was_altered(bundle: Bundle, name: str) -> 
     assert snapshot(bundle.path) == before
 
 
+def test_a_change_does_not_undo_one_that_another_process_made_meanwhile(bundle: Bundle) -> None:
+    def slow() -> None:
+        with changed_bundle(bundle) as (_, finish):
+            with changed_bundle(bundle) as (folder, finish_first):
+                (folder / "first.txt").write_text("first")
+                finish_first(bundle.manifest)
+            finish(bundle.manifest)
+
+    with pytest.raises(OutputError, match="changed by another process meanwhile"):
+        slow()
+    assert "first.txt" in Bundle.open(bundle.path).manifest.files
+
+
 def test_a_bundle_on_a_file_system_without_hard_links(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")

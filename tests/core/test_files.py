@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,6 +98,20 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
     with pytest.raises(OutputError, match="not allowed"), writing_folder(tmp_path / "run") as folder:
         (folder / "b").write_text("new")
     assert contents(tmp_path) == {"run/a": "old"}
+
+
+def test_many_writers_of_one_folder_leave_one_whole(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            with writing_folder(tmp_path / "run") as folder:
+                (folder / "a").write_text(str(number))
+                (folder / "b").write_text(str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert names(tmp_path) == ["run"]
+    assert len(set(contents(tmp_path).values())) == 1
+    assert len(contents(tmp_path)) == 2
 
 
 def test_no_space_is_one_clear_line_and_changes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Sections of docs/results.md: what was thrown at it, and what came of that."""
+
+from __future__ import annotations
+
+from results_kit import Document, goal, section, table
+
+
+@section("Hostile input", "hostile.json")
+def hostile(document: Document) -> list[str]:
+    rows = [(family, sum(codes.values()), *(codes.get(str(code), 0) for code in (0, 2, 3, 4)))
+            for family, codes in document["exit_codes"].items()]  # fmt: skip
+    wrong = document["wrong"]
+    return [
+        "Each case is drawn from its number; 0 means that it was harmless, 2 to 4 that it was refused in one line.", "",
+        *table(("given", "cases", "exit code 0", "2", "3", "4"), rows), "",
+        goal(f"every case ends as documented, changes nothing, executes nothing ({document['cases'] - len(wrong)} of "
+             f"{document['cases']})", not wrong),
+    ]  # fmt: skip
+
+
+@section("Random graphs", "random_graphs.json")
+def random_graphs(document: Document) -> list[str]:
+    failed = document["failed"]
+    return [
+        f"{document['graphs']:,} graphs of {len(document['kinds'])} kinds of steps, attention among them, in "
+        f"{document['seconds'] / 60:.0f} minutes: masked == cut, twice each, and costs as counted.", "",
+        goal(f"no wrong model and no error ({len(failed)} of {document['graphs']:,})", not failed),
+        goal(f"10,000 graphs ({document['graphs']:,})", document["graphs"] >= 10_000, "There was no more time."),
+    ]  # fmt: skip
+
+
+@section("kill -9 at random moments", "killed.json")
+def killed(document: Document) -> list[str]:
+    methods = document["methods"]
+    rows = [(name, each["kills"], each["runs"], each["same"]) for name, each in methods.items()]
+    kills, same = min(each["kills"] for each in methods.values()), all(e["same"] == e["runs"] for e in methods.values())
+    return [
+        *table(("method", "kills", "runs", "ended in the same bytes"), rows), "",
+        goal(f"20 kills of each method (least: {kills})", kills >= 20),
+        goal("a resumed run ends in the weights and channel maps of one that nobody stopped", same),
+    ]  # fmt: skip
+
+
+@section("Long use of one process", "long_use.json")
+def long_use(document: Document) -> list[str]:
+    uses = {name: document[name] for name in ("selections", "benchmarks")}
+    rows = [(name, each["times"], each["mib"][0], each["mib"][-1], f"{each['second_half_mib']:+.1f}")
+            for name, each in uses.items()]  # fmt: skip
+    most = max(each["second_half_mib"] for each in uses.values())
+    return [
+        *table(("used", "times", "MiB after a tenth", "at the end", "of which in the second half"), rows), "",
+        goal(f"no growing memory (second half: {most:+.1f} MiB at most)", most < 5),
+    ]  # fmt: skip
