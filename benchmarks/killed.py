@@ -127,10 +127,12 @@ def main() -> None:
     parser.add_argument("--only", choices=METHODS, help="this method")
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT / "tests" / "cli"), str(ROOT / "tests" / "compress" / "experts")]
-    methods = {name: trial(name, args.kills, 0) for name in ([args.only] if args.only else METHODS)}
-    if not args.only:
-        command = f"python benchmarks/killed.py --kills {args.kills}"
-        write_json(RESULT, {"command": command, "machine": describe(), "versions": versions(), "methods": methods})
+    methods: dict[str, Any] = {}
+    for name in [args.only] if args.only else METHODS:
+        methods[name] = trial(name, args.kills, 0)
+        if not args.only:
+            command = f"python benchmarks/killed.py --kills {args.kills}"
+            write_json(RESULT, {"command": command, "machine": describe(), "versions": versions(), "methods": methods})
 
 
 if __name__ == "__main__":
