@@ -51,7 +51,10 @@ def _answer(answer: Answer, as_json: bool) -> int:
     else:
         from rich.console import Console
 
-        answer.show(Console(highlight=False, markup=False, emoji=False))
+        try:
+            answer.show(Console(highlight=False, markup=False, emoji=False))
+        except SystemExit:  # rich's answer to a reader that went away
+            return UNEXPECTED
     sys.stdout.flush()
     if answer.error is None:
         return 0

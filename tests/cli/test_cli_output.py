@@ -157,3 +157,9 @@ def test_debug_shows_where_it_went_wrong(secateur: Secateur) -> None:
     outcome = secateur("compress", "toys:raises", "--budget", "flops<=60%", "--debug")
     assert outcome.code == 2
     assert 'raise FileNotFoundError("no data at ./nyud")' in outcome.err
+
+
+def test_a_reader_that_goes_away_is_no_error_of_the_workload() -> None:
+    command = f"{sys.executable} -m secateur targets | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
