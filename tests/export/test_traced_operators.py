@@ -16,6 +16,7 @@ from secateur.profiles.graph import capture
 from secateur.profiles.latency import Operator, read_onnx
 from secateur.profiles.latency.traced import AnyStep, RoutedStep, operators_of, read_graph
 from secateur.profiles.macs import traced_size
+from secateur.workloads.metrics import Accuracy
 
 
 class Branches(nn.Module):
@@ -53,7 +54,7 @@ class Tokens(nn.Module):
 def operators(model: nn.Module, tasks: tuple[str, ...], path: Path) -> tuple[list[Operator], list[Operator]]:
     """(of the trace, of the file)."""
     inputs = torch.randn(2, 3, 16, 16)
-    named = tuple(Task(name, nn.functional.mse_loss, None, "lower") for name in tasks)  # type: ignore[arg-type]
+    named = tuple(Task(name, nn.functional.mse_loss, Accuracy(), "higher") for name in tasks)
     workload = Workload("w", model.eval(), inputs, named, train=[], calibration=[], test=[])
     steps = read_graph(capture(model, inputs))
     return operators_of(steps), read_onnx(to_onnx(model, workload, path / "model.onnx"))

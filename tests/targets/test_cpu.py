@@ -17,6 +17,7 @@ from secateur.core.task import Task, Workload
 from secateur.export.onnx import to_onnx
 from secateur.profiles.timing import LEAST_ROUNDS
 from secateur.targets.cpu import measure_onnx
+from secateur.workloads.metrics import Accuracy
 
 FAST = {"warmup_s": 0.0, "limit_s": 0.05}
 
@@ -88,7 +89,7 @@ def test_files_are_compared_in_the_same_rounds(tmp_path: Path) -> None:
 
 def test_layers_carry_module_paths(tmp_path: Path) -> None:
     model = TwoHeads().eval()
-    tasks = tuple(Task(name, nn.functional.mse_loss, object(), "lower") for name in "ab")  # type: ignore[arg-type]
+    tasks = tuple(Task(name, nn.functional.mse_loss, Accuracy(), "higher") for name in "ab")
     workload = Workload("two", model, torch.randn(1, 3, 16, 16), tasks, [], [], [])
     path = to_onnx(model, workload, tmp_path / "model.onnx")
     profile = measure_onnx({"model": path}, layers=True, **FAST)["model"]
