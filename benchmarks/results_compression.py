@@ -185,10 +185,13 @@ def oracle(document: Document) -> list[str]:
         "What is left is one pass of the original model, and the two candidates on either side of each limit: where "
         "one lies close to it, most samples are needed, since fewer decide wrongly."
     )
+    left = [name for name in ("digits", "multifashion", "scenes") if name not in document["results"]]
+    where = "on these workloads" if left else "everywhere"
     return [
         *table(("workload", "oracle", "forward GFLOPs", "fewer", "faster", "same decisions"), rows), "",
-        goal(f"≥ 10× fewer forward FLOPs everywhere (least: {worst[0]:.1f}×)", worst[0] >= 10, why),
-        goal(f"≥ 5× less time everywhere (least: {worst[1]:.1f}×)", worst[1] >= 5),
+        goal(f"≥ 10× fewer forward FLOPs {where} (least: {worst[0]:.1f}×)", worst[0] >= 10, why),
+        goal(f"≥ 5× less time {where} (least: {worst[1]:.1f}×)", worst[1] >= 5),
+        *([f"Not run: {', '.join(left)}, so that the goals, which are for every workload, stay open."] if left else []),
     ]  # fmt: skip
 
 

@@ -57,13 +57,14 @@ def fast_precision(model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> to
 
 def trains_in(precision: torch.dtype, model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> bool:
     """Whether a copy of the model can be run forwards and backwards. It cannot where an operation has no kernel for the
-    precision, or where the model writes what it computed into a float32 tensor of its own."""
+    precision, where the model writes what it computed into a float32 tensor of its own, or where the batch is too small
+    for a batch norm to learn from."""
     trial = copy.deepcopy(model).train()
     try:
         with torch.autocast(next(trial.parameters()).device.type, precision):
             leaves = pytree.tree_leaves(predict(trial, inputs, tasks))
         found = [leaf.float().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
         torch.autograd.backward(torch.stack(found).sum())
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return False
     return True

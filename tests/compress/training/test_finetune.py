@@ -18,6 +18,7 @@ from secateur.compress.speed import fast_precision
 from secateur.core.errors import ModelError
 from secateur.core.predict import losses
 from secateur.core.task import Task, Workload
+from secateur.workloads.metrics import Accuracy
 
 EVERYTHING = Recipe(4, feature_distillation=0.5, weighting="uncertainty", accumulate=2, patience=3)
 
@@ -181,3 +182,21 @@ def test_a_model_that_only_trains_in_float32_is_trained_in_it(
     assert history[0]["loss"] > 0
     with pytest.raises(RuntimeError, match="dtype"):
         tuned(workload, Recipe(1, precision="bfloat16"), copy.deepcopy(model))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"one": self.norm(self.layer(x))}
+
+
+def test_a_calibration_batch_that_no_norm_can_learn_from_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample, whose features a batch norm sees as one value per channel: training data may well be larger."""
+    monkeypatch.setattr("secateur.compress.speed.fast_bfloat16", lambda device: True)
+    task = Task("one", nn.functional.mse_loss, Accuracy(), "higher")
+    model = Normed()
+    assert fast_precision(model, torch.randn(2, 3), (task,)) == torch.bfloat16
+    assert fast_precision(model, torch.randn(1, 3), (task,)) == torch.float32
