@@ -32,6 +32,7 @@ for chapter in (
     "results_methods",
     "results_hardware",
     "results_faults",
+    "results_tool",
 ):  # in the order of the page
     importlib.import_module(chapter)
 

@@ -17,31 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from secateur.compress import ranks
 from secateur.compress.journal import Journal
 from secateur.compress.speed import fast_precision, lay_out
-from secateur.compress.training.distill import distillation
-from secateur.compress.training.objective import Objective, float32, moved
+from secateur.compress.training.objective import Objective, moved
 from secateur.compress.training.recipe import Recipe
-from secateur.compress.training.steps import Windows, batches_of, moving_average, parameter_groups, warmup_cosine
+from secateur.compress.training.steps import Descent, Windows
 from secateur.core.errors import ModelError
 from secateur.core.predict import evaluating, losses
 from secateur.core.progress import bar
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Batch, Workload
 
-__all__ = [
-    "Recipe",
-    "batches_of",
-    "distillation",
-    "finetune",
-    "float32",
-    "moving_average",
-    "parameter_groups",
-    "warmup_cosine",
-]
+__all__ = ["Recipe", "finetune"]
 
 
 def finetune(
@@ -83,22 +72,13 @@ class _Run:
     def __init__(self, model: nn.Module, workload: Workload, recipe: Recipe) -> None:
         self.model, self.workload, self.recipe = model, workload, recipe
         self.windows = Windows(workload, recipe.accumulate)
-        device = next(model.parameters()).device.type
         precision = self._fast_precision() if recipe.precision == "auto" else getattr(torch, recipe.precision)
         self.objective = Objective(model, workload, recipe, precision)
         self.step = _over_ranks(self.objective)
-        decay, no_decay = parameter_groups(self.objective)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
-            lr=recipe.lr,
-        )
-        # torch's own start of 65536 would leave out the first steps, of which fine-tuning has few
-        self.scaler = torch.amp.GradScaler(device, init_scale=1024.0, enabled=precision == torch.float16)
-        steps = recipe.epochs * self.windows.steps
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step / max(steps, 1), recipe.warmup)
-        )
-        self.ema = AveragedModel(model, avg_fn=moving_average(recipe.ema_decay), use_buffers=True)
+        self.descent = Descent(
+            self.objective, model, lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=recipe.warmup,
+            ema_decay=recipe.ema_decay, steps=recipe.epochs * self.windows.steps, half=precision == torch.float16,
+        )  # fmt: skip
         self.best: dict[str, Tensor] | None = None
 
     def _fast_precision(self) -> torch.dtype:
@@ -120,28 +100,25 @@ class _Run:
         if self.recipe.patience:
             entry["calibration"] = self._calibration_loss()
             if entry["calibration"] <= min((each["calibration"] for each in history), default=math.inf):
-                self.best = copy.deepcopy(self.ema.module.state_dict())
+                self.best = copy.deepcopy(self.descent.averaged())
         return entry
 
     def _window(self, window: Sequence[Batch], number: int) -> Tensor:
         """One step on some batches. Returns the sums of loss and task losses, each a mean over all processes."""
         sums = torch.zeros(1 + len(self.workload.tasks), dtype=torch.float64)
-        self.optimizer.zero_grad()
+        self.descent.optimizer.zero_grad()
         for position, (inputs, targets) in enumerate(window):
             with self._unsynchronised(position + 1 < len(window)):
                 total, parts = self.step(inputs, targets)
                 found = ranks.mean(torch.stack([total.detach(), *parts]).double().cpu())
                 self._refuse_infinite(float(found[0]), "loss", number)
-                self.scaler.scale(total / len(window)).backward()
+                self.descent.scaler.scale(total / len(window)).backward()
             sums += found
-        self.scaler.unscale_(self.optimizer)
+        self.descent.scaler.unscale_(self.descent.optimizer)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)
-        if not self.scaler.is_enabled():  # which looks for itself, and leaves such a step out
+        if not self.descent.scaler.is_enabled():  # which looks for itself, and leaves such a step out
             self._refuse_infinite(float(norm), "gradient", number)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        self.ema.update_parameters(self.model)
+        self.descent.step()
         return sums
 
     def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
@@ -162,7 +139,7 @@ class _Run:
         """The weighted loss of the averaged weights on the calibration data."""
         total, count = 0.0, 0
         if ranks.leads():
-            with evaluating(self.ema.module) as model:
+            with evaluating(self.descent.ema.module) as model:
                 for batch in self.workload.calibration:
                     found = losses(model, self.objective.laid_out(batch), self.workload.tasks)
                     total += sum(task.weight * float(found[task.name]) for task in self.workload.tasks)
@@ -178,28 +155,18 @@ class _Run:
         return len(values) - 1 - last_best >= self.recipe.patience
 
     def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "objective": self.objective.state_dict(),
-            "ema": self.ema.state_dict(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
-            "history": history,
-        }
+        state = {"objective": self.objective.state_dict(), "best": self.best, "history": history}
+        return {**state, **self.descent.checkpoint()}
 
     def restore(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
         self.objective.load_state_dict(saved["objective"])
-        self.ema.load_state_dict(saved["ema"])
         self.best = saved["best"]
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        vars(self.scheduler).update(saved["scheduler"])  # its own load_state_dict wants the lambdas too
+        self.descent.restore(saved)
         return list(saved["history"])
 
     def finish(self) -> None:
         """The moving average is the result: of the best epoch where that was looked for, else of the last step."""
-        self.model.load_state_dict(self.best or self.ema.module.state_dict())
+        self.model.load_state_dict(self.best or self.descent.averaged())
         ranks.state_from_leader(self.model)
         lay_out(self.model, torch.contiguous_format).eval()
 

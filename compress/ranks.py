@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,20 @@ def mean(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / world()
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """The mean over all processes of every gradient, in one message; a missing gradient counts as zero."""
+    if not connected():
+        return
+    found = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in found:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    averaged = mean(torch.cat([p.grad.flatten() for p in found if p.grad is not None]))
+    for parameter, part in zip(found, torch.split(averaged, [p.numel() for p in found]), strict=True):
+        assert parameter.grad is not None
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 def from_leader(value: Any) -> Any:

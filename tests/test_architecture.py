@@ -82,13 +82,20 @@ def test_the_check_sees_an_arrow_that_points_upwards(part: str, source: str) -> 
 
 
 def test_every_file_can_be_read_in_one_sitting() -> None:
-    tests = (ROOT / "tests").rglob("*.py")
-    long = {path.relative_to(ROOT).as_posix(): lines for path in [*sources(), *tests] if (lines := length(path)) > 400}
+    around = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+    long = {path.relative_to(ROOT).as_posix(): lines for path in [*sources(), *around] if (lines := length(path)) > 400}
     assert long == {}
 
 
 def length(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_every_file_begins_with_its_idea() -> None:
+    """A docstring at the top of whatever holds code; empty files only make a folder a package."""
+    code = {path: path.read_text(encoding="utf-8") for path in sources()}
+    untold = [path.as_posix() for path, text in code.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
+    assert untold == []
 
 
 def test_every_folder_of_source_is_a_listed_package() -> None:

@@ -67,18 +67,8 @@ def workload() -> Workload:
     Raises:
         WorkloadError: no folder. DataError: a file is missing or damaged.
     """
-    folder = data_folder()
-    return Workload(
-        name="cifar100_mtl",
-        model=folders.trained(network(), "cifar100_mtl", folder),
-        example_input=torch.zeros(1, 3, SIZE, SIZE),
-        tasks=tasks(),
-        train=loader("train", folder),
-        calibration=loader("calibration", folder),
-        test=loader("test", folder),
-        factory=network,
-        reference="cifar100_mtl",
-    )
+    model = folders.trained(network(), "cifar100_mtl", data_folder())
+    return recipe().workload(model, (3, SIZE, SIZE))
 
 
 def network() -> CoarseHeads:

@@ -24,18 +24,8 @@ SPLITS = {"train": (0, 1100, 6000), "calibration": (1100, 1400, 512), "test": (1
 
 def workload() -> Workload:
     """The workload as shipped, with trained weights."""
-    return Workload(
-        name="digits",
-        model=load(network(), "digits"),
-        example_input=torch.zeros(1, 1, CANVAS, CANVAS),
-        tasks=pairs.tasks(),
-        train=loader("train"),
-        calibration=loader("calibration"),
-        test=loader("test"),
-        factory=network,
-        reference="digits",
-        render=partial(pairs.render, classes={digit: str(digit) for digit in range(10)}),
-    )
+    render = partial(pairs.render, classes={digit: str(digit) for digit in range(10)})
+    return recipe().workload(load(network(), "digits"), (1, CANVAS, CANVAS), render)
 
 
 def network() -> PairCNN:

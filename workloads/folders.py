@@ -83,6 +83,14 @@ def hold_out(names: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return list(names[:-count]), list(names[-count:])
 
 
+def split(name: str, train: Path, test: Path) -> list[str]:
+    """Names of the samples of a split, where the published lists of training and of test are; see `hold_out`."""
+    if name == "test":
+        return listed(test)
+    kept, held_out = hold_out(listed(train))
+    return kept if name == "train" else held_out
+
+
 def listed(path: Path) -> list[str]:
     """The lines of a text file that names a split's samples."""
     found = expected(path).read_text(encoding="utf-8").split()

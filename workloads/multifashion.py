@@ -10,7 +10,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from secateur.core.errors import DataError, WorkloadError
@@ -32,6 +31,7 @@ SPLITS = {
     "test": ("t10k", 0, 10_000, 2048),
 }
 """File, first and last picture, number of pairs: no picture is in two splits."""
+render = partial(pairs.render, classes=dict(enumerate(CLASSES)))
 
 
 def workload() -> Workload:
@@ -40,19 +40,7 @@ def workload() -> Workload:
     Raises:
         WorkloadError: the four files are not found.
     """
-    folder = data_folder()
-    return Workload(
-        name="multifashion",
-        model=load(network(), "multifashion"),
-        example_input=torch.zeros(1, 1, CANVAS, CANVAS),
-        tasks=pairs.tasks(),
-        train=loader("train", folder),
-        calibration=loader("calibration", folder),
-        test=loader("test", folder),
-        factory=network,
-        reference="multifashion",
-        render=partial(pairs.render, classes=dict(enumerate(CLASSES))),
-    )
+    return recipe().workload(load(network(), "multifashion"), (1, CANVAS, CANVAS), render)
 
 
 def network() -> PairCNN:
@@ -67,10 +55,10 @@ def recipe() -> Recipe:
 
 def loader(name: str, folder: Path | None = None) -> Loader:
     """Pairs of one split's pictures; the files are read when first needed."""
-    _, _, _, count = SPLITS[name]
+    (_, _, _, count), found = SPLITS[name], folder or data_folder()
 
     def source() -> Batch:
-        images, labels = pictures(name, folder or data_folder())
+        images, labels = pictures(name, found)
         return pairs.overlay(images, labels, count, CANVAS, seed=list(SPLITS).index(name))
 
     return Loader(source, count, batch_size=64, prepare=pairs.prepare, shuffle=name == "train")

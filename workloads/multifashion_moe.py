@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -59,7 +58,8 @@ def workload() -> Workload:
     Raises:
         WorkloadError: the four files of Fashion-MNIST are not found.
     """
-    return replace(multifashion.workload(), name=NAME, model=load(network(), NAME), factory=network, reference=NAME)
+    size = multifashion.CANVAS
+    return recipe().workload(load(network(), NAME), (1, size, size), multifashion.render)
 
 
 def router_loss(output: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:

@@ -49,19 +49,8 @@ def workload() -> Workload:
     Raises:
         WorkloadError: no folder. DataError: a file is missing or damaged.
     """
-    folder = data_folder()
-    return Workload(
-        name="nyudv2",
-        model=folders.trained(network(), "nyudv2", folder),
-        example_input=torch.zeros(1, 3, *SIZE),
-        tasks=tasks(),
-        train=loader("train", folder),
-        calibration=loader("calibration", folder),
-        test=loader("test", folder),
-        factory=network,
-        reference="nyudv2",
-        render=render,
-    )
+    model = folders.trained(network(), "nyudv2", data_folder())
+    return recipe().workload(model, (3, *SIZE), render)
 
 
 def network() -> MTINet:
@@ -94,27 +83,21 @@ def data_folder() -> Path:
 def loader(name: str, folder: Path | None = None) -> Samples:
     """The published train split without its last tenth, which is for calibration, or the published val split."""
     folder = folder or data_folder()
-    train, calibration = folders.hold_out(folders.listed(folder / "gt_sets" / "train.txt"))
-    names = train if name == "train" else calibration if name == "calibration" else _test(folder)
+    names = folders.split(name, *(folder / "gt_sets" / f"{listed}.txt" for listed in ("train", "val")))
     for sample in names:
-        for kind in FILES:
-            folders.expected(_path(folder, kind, sample))
+        for path in _paths(folder, sample).values():
+            folders.expected(path)
     training = name == "train"
     return Samples(names, partial(read, folder, training=training), batch_size=BATCH, shuffle=training)
 
 
-def _test(folder: Path) -> list[str]:
-    return folders.listed(folder / "gt_sets" / "val.txt")
-
-
-def _path(folder: Path, kind: str, sample: str) -> Path:
-    below, suffix = FILES[kind]
-    return folder / below / f"{sample}{suffix}"
+def _paths(folder: Path, sample: str) -> dict[str, Path]:
+    return {kind: folder / below / f"{sample}{suffix}" for kind, (below, suffix) in FILES.items()}
 
 
 def read(folder: Path, sample: str, training: bool = False) -> Sample:
     """One picture and its labels."""
-    raw = {kind: _array(_path(folder, kind, sample)) for kind in FILES}
+    raw = {kind: _array(path) for kind, path in _paths(folder, sample).items()}
     raw["segmentation"] = np.where(raw["segmentation"] == 0, dense.IGNORE, raw["segmentation"].astype(np.int64) - 1)
     raw["normals"] = raw["normals"].astype(np.float32)
     height, width = (max(0, have - want) for have, want in zip(raw["image"].shape, SIZE, strict=False))

@@ -57,18 +57,8 @@ def workload() -> Workload:
     Raises:
         WorkloadError: no folder. DataError: a file is missing or damaged.
     """
-    folder = data_folder()
-    return Workload(
-        name="pascal_context",
-        model=folders.trained(network(), "pascal_context", folder),
-        example_input=torch.zeros(1, 3, *SIZE),
-        tasks=tasks(),
-        train=loader("train", folder),
-        calibration=loader("calibration", folder),
-        test=loader("test", folder),
-        factory=network,
-        reference="pascal_context",
-    )
+    model = folders.trained(network(), "pascal_context", data_folder())
+    return recipe().workload(model, (3, *SIZE))
 
 
 def network() -> MTINet:
@@ -102,9 +92,7 @@ def data_folder() -> Path:
 def loader(name: str, folder: Path | None = None) -> Samples:
     """The published train split without its last tenth, which is for calibration, or the published val split."""
     folder = folder or data_folder()
-    train, calibration = folders.hold_out(folders.listed(folder / "ImageSets" / "Context" / "train.txt"))
-    test = partial(folders.listed, folder / "ImageSets" / "Context" / "val.txt")
-    names = train if name == "train" else calibration if name == "calibration" else test()
+    names = folders.split(name, *(folder / "ImageSets" / "Context" / f"{listed}.txt" for listed in ("train", "val")))
     known_classes(folder)
     for sample in names:
         for path in _paths(folder, sample).values():

@@ -37,18 +37,7 @@ def network() -> ScenesCNN:
 
 def workload() -> Workload:
     """The workload as shipped, with trained weights."""
-    return Workload(
-        name="scenes",
-        model=load(network(), "scenes"),
-        example_input=torch.zeros(1, 3, SIZE, SIZE),
-        tasks=tasks(),
-        train=loader("train"),
-        calibration=loader("calibration"),
-        test=loader("test"),
-        factory=network,
-        reference="scenes",
-        render=render,
-    )
+    return recipe().workload(load(network(), "scenes"), (3, SIZE, SIZE), render)
 
 
 def tasks() -> tuple[Task, ...]:

@@ -43,18 +43,7 @@ def network() -> YOLO:
 
 def workload() -> Workload:
     """The workload as shipped, with trained weights."""
-    return Workload(
-        name="scenes-detect",
-        model=load(network(), "scenes-detect"),
-        example_input=torch.zeros(1, 3, SIZE, SIZE),
-        tasks=tasks(),
-        train=loader("train"),
-        calibration=loader("calibration"),
-        test=loader("test"),
-        factory=network,
-        reference="scenes-detect",
-        render=Renderer(CLASSES),
-    )
+    return recipe().workload(load(network(), "scenes-detect"), (3, SIZE, SIZE), Renderer(CLASSES))
 
 
 def tasks() -> tuple[Task, ...]:

@@ -50,18 +50,7 @@ def network() -> ScenesMoE:
 
 def workload() -> Workload:
     """The workload as shipped, with trained weights."""
-    return Workload(
-        name=NAME,
-        model=load(network(), NAME),
-        example_input=torch.zeros(1, 3, SIZE, SIZE),
-        tasks=tasks(),
-        train=loader("train"),
-        calibration=loader("calibration"),
-        test=loader("test"),
-        factory=network,
-        reference=NAME,
-        render=render,
-    )
+    return recipe().workload(load(network(), NAME), (3, SIZE, SIZE), render)
 
 
 def recipe() -> Recipe:

@@ -23,18 +23,7 @@ def network() -> ScenesViT:
 
 def workload() -> Workload:
     """The workload as shipped, with trained weights."""
-    return Workload(
-        name="scenes-vit",
-        model=load(network(), "scenes-vit"),
-        example_input=torch.zeros(1, 3, SIZE, SIZE),
-        tasks=scenes.tasks(),
-        train=loader("train"),
-        calibration=loader("calibration"),
-        test=loader("test"),
-        factory=network,
-        reference="scenes-vit",
-        render=render,
-    )
+    return recipe().workload(load(network(), "scenes-vit"), (3, SIZE, SIZE), render)
 
 
 def recipe() -> Recipe:

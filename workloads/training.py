@@ -1,4 +1,5 @@
-"""The training loop of the built-in networks: AdamW, one cosine cycle with warm-up, weights averaged over steps."""
+"""What a built-in workload is made of, and the loop that trains its network: AdamW, one cosine cycle with warm-up,
+weights averaged over steps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from secateur.core.progress import bar, say
-from secateur.core.task import Task
+from secateur.core.task import Task, Workload
 from secateur.workloads.folders import Samples
 from secateur.workloads.loader import Loader
 
@@ -23,7 +24,7 @@ Extra = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a built-in network is trained: what the loop needs, and its settings."""
+    """A built-in network, its tasks and data, and the settings it is trained with."""
 
     name: str
     network: Callable[[], nn.Module]
@@ -36,6 +37,16 @@ class Recipe:
     extra: Extra | None = None
     figures: Callable[[nn.Module], dict[str, float]] | None = None
     """Further figures of the trained network, recorded next to its metrics."""
+
+    def workload(
+        self, model: nn.Module, size: Sequence[int], render: Callable[[str, Any], Any] | None = None
+    ) -> Workload:
+        """The workload of this name: a trained network, the size of its input (without the batch), three splits."""
+        train, calibration, test = map(self.loader, ("train", "calibration", "test"))
+        return Workload(
+            self.name, model, torch.zeros(1, *size), tuple(self.tasks), train, calibration, test, factory=self.network,
+            reference=self.name, render=render,
+        )  # fmt: skip
 
 
 def train(recipe: Recipe, epochs: int, bfloat16: bool = False) -> nn.Module:

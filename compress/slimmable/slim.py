@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.compress import ranks
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.compressed import CompressedPoint
 from secateur.compress.dataflow import trace
@@ -23,7 +24,6 @@ from secateur.compress.journal import Journal
 from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.round import describe_groups
 from secateur.compress.pagcp.sensitivity import gradients
-from secateur.compress.slimmable.distributed import WorkerDone, first_then_others, process_group
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.features import find_features
 from secateur.compress.slimmable.result import Elastic, collect_statistics, judged_point, traced_inputs
@@ -75,12 +75,10 @@ def slim(
     start = start or Start(workload.model, ChannelMap())
     elastic, stayed = _elastic(workload, settings, start)
     features = find_features(elastic.space, traced_inputs(workload))
-    with process_group() as (rank, world):
-        identity = _identity(start.model, settings, seed)
-        journal = first_then_others(rank, world, lambda again: Journal(state, identity, resume=resume or again))
-        curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
-    if rank > 0:
-        raise WorkerDone
+    journal = Journal(state, _identity(start.model, settings, seed), resume=resume)
+    curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
+    if not ranks.leads():
+        raise ranks.WorkerDone
     if settings.half:
         _round_to_half(elastic)
     judge = Judge(elastic, workload, settings, seed, journal)

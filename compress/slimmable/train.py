@@ -20,24 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
-from secateur.compress.finetune import (
-    batches_of,
-    distillation,
-    float32,
-    moving_average,
-    parameter_groups,
-    warmup_cosine,
-)
+from secateur.compress import ranks
 from secateur.compress.journal import Journal
-from secateur.compress.slimmable.distributed import all_finite, average_gradients, process_group
 from secateur.compress.slimmable.elastic import ElasticModel, Subnet
 from secateur.compress.slimmable.features import Feature, distance, recording
 from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out, trains_in
+from secateur.compress.training.distill import distillation
+from secateur.compress.training.objective import float32
+from secateur.compress.training.steps import Descent, batches_of
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import predict, task_losses
 from secateur.core.progress import bar
@@ -71,8 +65,8 @@ def train(
     """
     if settings.epochs == 0:
         return []
-    with process_group() as (rank, world):
-        run = _Run(elastic, workload, settings, features, rank, world)
+    with ranks.joined():
+        run = _Run(elastic, workload, settings, features)
         history: list[dict[str, Any]] = []
         saved = journal.load_tensors(f"{LABEL}/checkpoint")
         if saved is not None:
@@ -83,23 +77,17 @@ def train(
                 seed_everything(seed, epoch)
                 history.append(run.epoch(epoch, np.random.default_rng([seed, epoch]), progress))
                 progress.note(f"loss {history[-1]['loss']:.4g}")
-                if rank == 0:
-                    journal.save_tensors(f"{LABEL}/checkpoint", run.checkpoint(history))
+                journal.save_tensors(f"{LABEL}/checkpoint", run.checkpoint(history))
         run.finish()
     return history
 
 
 class _Run:
     def __init__(
-        self,
-        elastic: ElasticModel,
-        workload: Workload,
-        settings: Settings,
-        features: Sequence[Feature],
-        rank: int,
-        world: int,
+        self, elastic: ElasticModel, workload: Workload, settings: Settings, features: Sequence[Feature]
     ) -> None:
-        self.elastic, self.workload, self.settings, self.rank, self.world = elastic, workload, settings, rank, world
+        self.elastic, self.workload, self.settings = elastic, workload, settings
+        self.batches_per_step = settings.accumulate * ranks.world()
         self.space, self.tasks = elastic.space, workload.tasks
         self.features = tuple(features) if settings.feature_distillation else ()
         self.device = next(elastic.parameters()).device.type
@@ -110,34 +98,28 @@ class _Run:
         self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
         self.sums: list[Tensor | None] = []
-        decay, no_decay = parameter_groups(self.weights)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": settings.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
-            lr=settings.lr,
-        )
-        self.steps = batches_of(workload) // (settings.accumulate * world)
+        self.steps = batches_of(workload) // self.batches_per_step
         if self.steps == 0:
             raise DataError(
-                f"the train loader has fewer batches than one step takes ({settings.accumulate * world})",
+                f"the train loader has fewer batches than one step takes ({self.batches_per_step})",
                 "use fewer processes, or smaller batches",
             )
-        total = settings.epochs * self.steps
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step / max(total, 1), settings.warmup)
-        )
-        self.ema = AveragedModel(self.weights, avg_fn=moving_average(settings.ema_decay), use_buffers=True)
+        self.descent = Descent(
+            self.weights, self.weights, lr=settings.lr, weight_decay=settings.weight_decay, warmup=settings.warmup,
+            ema_decay=settings.ema_decay, steps=settings.epochs * self.steps,
+        )  # fmt: skip
 
     def epoch(self, number: int, draw: np.random.Generator, progress: Any) -> dict[str, Any]:
         sums: dict[str, dict[str, float]] = {}
         for batches in self._steps():
             found = self.step(batches, draw)
-            if not all_finite(all(map(math.isfinite, found["losses"].values())), self.world):
+            if not math.isfinite(float(ranks.mean(torch.tensor(found["losses"]["loss"])))):
                 self._back_to_average()
                 raise ModelError(
                     f"the loss became {found['losses']['loss']} in epoch {number} of training",
                     "lower the learning rate; the weights of the last good step were kept",
                 )
-            self._apply()
+            self.descent.step()
             for kind, values in found.items():
                 for name, value in values.items():
                     sums.setdefault(kind, {}).setdefault(name, 0.0)
@@ -150,7 +132,7 @@ class _Run:
         """The batches of each step that are this process's; what fills no step is left out."""
         batches = iter(self.workload.train)
         for _ in range(self.steps):
-            yield list(islice(batches, self.settings.accumulate * self.world))[self.rank :: self.world]
+            yield list(islice(batches, self.batches_per_step))[ranks.rank() :: ranks.world()]
 
     def step(self, batches: list[Batch], draw: np.random.Generator) -> dict[str, dict[str, float]]:
         """Gradients of one step, clipped for each configuration, summed over them, averaged over batches and
@@ -163,7 +145,7 @@ class _Run:
             configurations.append(_drawn(self.space, draw, preference))
         found: dict[str, dict[str, float]] = {"losses": {"loss": 0.0}, "tasks": {}, "smallest": {}, "gradients": {}}
         share = 1 / len(batches)
-        self.optimizer.zero_grad()
+        self.descent.optimizer.zero_grad()
         self.sums = [None] * len(self.parameters)
         for inputs, targets in batches:
             inputs = in_layout(inputs, self.layout)
@@ -175,7 +157,7 @@ class _Run:
                 self._take(role, share, found)
         for parameter, gradient in zip(self.parameters, self.sums, strict=True):
             parameter.grad = gradient
-        average_gradients(self.parameters, self.world)
+        ranks.average_gradients(self.parameters)
         return found
 
     def _teach(
@@ -239,27 +221,14 @@ class _Run:
             total, own = self.sums[number], parameter.grad
             if own is not None:
                 self.sums[number] = own if total is None else total.add_(own)
-        self.optimizer.zero_grad()
-
-    def _apply(self) -> None:
-        self.optimizer.step()
-        self.scheduler.step()
-        self.ema.update_parameters(self.weights)
+        self.descent.optimizer.zero_grad()
 
     def checkpoint(self, history: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "weights": self.weights.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
-            "history": history,
-        }
+        return {"weights": self.weights.state_dict(), "history": history, **self.descent.checkpoint()}
 
     def restore(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
         self.weights.load_state_dict(saved["weights"])
-        self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        vars(self.scheduler).update(saved["scheduler"])  # its own load_state_dict wants the lambdas too
+        self.descent.restore(saved)
         return list(saved["history"])
 
     def finish(self) -> None:
@@ -268,7 +237,7 @@ class _Run:
         lay_out(self.elastic.model, torch.contiguous_format).eval()
 
     def _back_to_average(self) -> None:
-        self.weights.load_state_dict(self.ema.module.state_dict())
+        self.weights.load_state_dict(self.descent.averaged())
 
 
 def _backward(total: Tensor, share: float, sums: dict[str, float]) -> None:

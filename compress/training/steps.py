@@ -1,13 +1,16 @@
-"""The steps of training: which batches each takes, which rate it learns at, and what is averaged over all of them."""
+"""The steps of training, of fine-tuning and of elastic models: which batches each takes, which rate it learns at, and
+what is averaged over all of them."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from secateur.compress import ranks
 from secateur.core.errors import DataError
@@ -55,6 +58,58 @@ class Windows:
         own = itertools.islice(own, self.batches)
         while window := list(itertools.islice(own, self._accumulate)):
             yield window
+
+
+class Descent:
+    """AdamW whose rate rises and then falls as a cosine, and the moving average of the weights.
+
+    Args:
+        learnt: everything that gradients change.
+        result: the part of it whose moving average, buffers included, is the result.
+        steps: of the whole run.
+        half: gradients are of float16, which needs its losses scaled.
+    """
+
+    def __init__(
+        self, learnt: nn.Module, result: nn.Module, *, lr: float, weight_decay: float, warmup: float, ema_decay: float,
+        steps: int, half: bool = False,
+    ) -> None:  # fmt: skip
+        decay, no_decay = parameter_groups(learnt)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}], lr=lr
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_cosine(step / max(steps, 1), warmup)
+        )
+        # torch's own start of 65536 would leave out the first steps, of which fine-tuning has few
+        device = next(learnt.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, init_scale=1024.0, enabled=half)
+        self.result, self.ema = result, AveragedModel(result, avg_fn=moving_average(ema_decay), use_buffers=True)
+
+    def step(self) -> None:
+        """Go down the gradient; with scaled losses, unless it is not finite."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.ema.update_parameters(self.result)
+
+    def averaged(self) -> dict[str, Any]:
+        """The state of the moving average, as that of what it averages."""
+        return self.ema.module.state_dict()
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        vars(self.scheduler).update(saved["scheduler"])  # its own load_state_dict wants the lambdas too
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.extracting import EXPERT_METHODS, expert_work
-from secateur.cli.options import Budgets, Drops, Force, Front, More, Resume, Seed, Targets, WorkloadName, file_name
-from secateur.cli.slimming import refuse_options, slim_work, slimmed
+from secateur.cli.options import (
+    RUNS,
+    Budgets,
+    Drops,
+    Force,
+    Front,
+    More,
+    Resume,
+    Seed,
+    Targets,
+    WorkloadName,
+    file_name,
+)
+from secateur.cli.slimming import refuse_options, slim_work
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import BudgetNotMetError, StoppedError
 
 if TYPE_CHECKING:
     from secateur.core.bundle import Bundle
 
-RUNS = Path("runs")
 DEMO_BUDGET, DEMO_DROP = ["flops<=40%", "params<=40%"], ["3%"]
 
 
@@ -92,13 +103,11 @@ def compress(
             "--top-k": top_k,
         }
         refuse_options(refused)
-        return slimmed(
-            partial(_resumable, context),
-            partial(
-                slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, more=more,
-                targets=target, seed=seed, resume=resume, force=force,
-            ),
+        run = partial(
+            slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, more=more,
+            targets=target, seed=seed, resume=resume, force=force,
         )  # fmt: skip
+        return _resumable(context, run)
     refuse_options({"--widths": widths}, "only slimmable models have several widths: --method slimmable")
     if method in EXPERT_METHODS:
         others = {"--front": front, "--paper": paper, "--remove-dead": remove_dead}
@@ -115,22 +124,11 @@ def compress(
         )
     if tasks or top_k is not None:
         raise typer.BadParameter("only an extraction keeps some tasks: --method experts", param_hint="--tasks")
-
-    def work(command: str) -> Bundle:
-        from secateur.api import compress_to_bundle
-        from secateur.verbs.prune import settings_of
-        from secateur.verbs.sources import find_workload
-
-        found = find_workload(workload)
-        return compress_to_bundle(
-            found, output or RUNS / f"{file_name(found.name)}-{method}", budget, drop,
-            settings=settings_of(
-                None, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead, front=front, more=more
-            ),
-            targets=target, seed=seed, resume=resume, force=force, command=command,
-        )  # fmt: skip
-
-    return _resumable(context, work)
+    run = partial(
+        prune_work, workload, output=output, budget=budget, drop=drop, epochs=epochs, rounds=rounds, paper=paper,
+        remove_dead=remove_dead, front=front, more=more, targets=target, seed=seed, resume=resume, force=force,
+    )  # fmt: skip
+    return _resumable(context, run)
 
 
 def demo(
@@ -142,18 +140,37 @@ def demo(
 
     The workload scenes to 40% of its FLOPs and parameters, into runs/demo, which is replaced.
     """
+    name, epochs = ("digits", 9) if quick else ("scenes", 11)
+    run = partial(
+        prune_work, name, output=RUNS / "demo", budget=DEMO_BUDGET, drop=DEMO_DROP, epochs=epochs, remove_dead=True,
+        resume=resume, force=True,
+    )  # fmt: skip
+    return _resumable(context, run)
 
-    def work(command: str) -> Bundle:
-        from secateur.api import compress_to_bundle
-        from secateur.verbs.prune import settings_of
 
-        return compress_to_bundle(
-            "digits" if quick else "scenes", RUNS / "demo", DEMO_BUDGET, DEMO_DROP,
-            settings=settings_of(None, epochs=9 if quick else 11, remove_dead=True),
-            resume=resume, force=True, command=command,
-        )  # fmt: skip
+def prune_work(
+    workload: str,
+    command: str,
+    *,
+    output: Path | None,
+    budget: Sequence[str],
+    drop: Sequence[str],
+    targets: Sequence[str] = ("cpu",),
+    seed: int = 0,
+    resume: bool,
+    force: bool,
+    **settings: Any,
+) -> Bundle:
+    """Prune a workload's model into a bundle; `settings` as `secateur.verbs.prune.settings_of` takes them."""
+    from secateur.api import compress_to_bundle
+    from secateur.verbs.prune import settings_of
+    from secateur.verbs.sources import find_workload
 
-    return _resumable(context, work)
+    found = find_workload(workload)
+    return compress_to_bundle(
+        found, output or RUNS / f"{file_name(found.name)}-pagcp", budget, drop, settings=settings_of(None, **settings),
+        targets=targets, seed=seed, resume=resume, force=force, command=command,
+    )  # fmt: skip
 
 
 def _resumable(context: typer.Context, work: Callable[[str], Bundle]) -> Answer:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.cli.options import file_name
+from secateur.cli.options import RUNS, file_name
 
 if TYPE_CHECKING:
     from secateur.core.bundle import Bundle
 
-RUNS = Path("runs")
 EXPERT_METHODS = ("experts", "experts,pagcp")
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+RUNS = Path("runs")
+"""Where bundles go that are given no path."""
 WorkloadName = Annotated[
     str, typer.Argument(metavar="WORKLOAD", help="scenes, digits, multifashion, or package.module:function.")
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from secateur.cli.options import file_name
+from secateur.cli.options import RUNS, file_name
 from secateur.cli.verb import Answer
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from secateur.core.bundle import Bundle
     from secateur.verbs.select_elastic import ElasticSelection
-
-RUNS = Path("runs")
-
 
 EVERY_BUDGET = "an elastic model serves every budget: compress without it, then `secateur select`"
 
@@ -28,20 +25,6 @@ def refuse_options(options: Mapping[str, object], why: str = EVERY_BUDGET) -> No
     for name, value in options.items():
         if value:
             raise typer.BadParameter(why, param_hint=name)
-
-
-def slimmed(resumable: Callable[[Callable[[str], Bundle]], Answer], work: Callable[[str], Bundle]) -> Answer:
-    """Do the work; under torchrun, all processes train and the first one goes on."""
-
-    def first_only(command: str) -> Bundle:
-        from secateur.compress.slimmable.distributed import WorkerDone
-
-        try:
-            return work(command)
-        except WorkerDone:
-            raise typer.Exit(0) from None
-
-    return resumable(first_only)
 
 
 def slim_work(

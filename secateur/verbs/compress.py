@@ -6,7 +6,6 @@ Everything unfinished stands in `<output>.state` beside the output, from which a
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from secateur.compress.compressed import Compressed
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, check_output
-from secateur.core.errors import BudgetError, DataError, ExportError, ModelError, ParityError
+from secateur.core.errors import ExportError, ParityError
 from secateur.core.progress import say
 from secateur.core.task import Workload
 from secateur.export.onnx import to_onnx
@@ -25,7 +24,7 @@ from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.measure import places
 from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
-from secateur.verbs.staging import check_state, finish
+from secateur.verbs.staging import check_state, dropped_if_hopeless, finish
 
 
 def compress_to_bundle(
@@ -89,11 +88,8 @@ def staged(
     state = check_state(output, resume=resume, force=force)
     workload = find_workload(workload)
     say(f"{workload.name}: {what}")
-    try:
+    with dropped_if_hopeless(state):
         compressed = compress(workload, state / "journal")
-    except (BudgetError, ModelError, DataError):  # the same would come of it again
-        shutil.rmtree(state, ignore_errors=True)
-        raise
     kept = compressed.workload
     original = _original(kept, state / "original.onnx")
     bundle = compressed.save(state / "bundle", force=True, command=command)

@@ -23,7 +23,6 @@ from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
 
-METHODS = ("experts", "experts,pagcp")
 AnyTasks = str | Iterable[str | Iterable[str]] | None
 
 

@@ -17,22 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secateur.compress import slimmable
+from secateur.compress import ranks, slimmable
 from secateur.compress.compressed import Compressed, channel_map_of
 from secateur.compress.slimmable import Elastic, Settings, Start, load_elastic
 from secateur.compress.slimmable.export import Configurations
 from secateur.core.bundle import Bundle, changed_bundle, check_output
 from secateur.core.elastic import Choice, Table
 from secateur.core.elastic.files import TABLE
-from secateur.core.errors import (
-    BudgetError,
-    DataError,
-    DeviceError,
-    ExportError,
-    ModelError,
-    OutputError,
-    ParityError,
-)
+from secateur.core.errors import DeviceError, ExportError, OutputError, ParityError
 from secateur.core.files import canonical_json, clear_errors, writing_folder
 from secateur.core.predict import as_args
 from secateur.core.progress import say, track
@@ -59,7 +51,7 @@ from secateur.verbs.sources import (
     open_bundle,
     workload_of,
 )
-from secateur.verbs.staging import check_state, finish
+from secateur.verbs.staging import check_state, dropped_if_hopeless, finish
 
 FOLDER = "elastic"
 """Where a bundle keeps its elastic files."""
@@ -148,19 +140,16 @@ def slim_to_bundle(
     Raises:
         OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
         BudgetError, ModelError, DataError, WorkloadError, DeviceError: wrong input, found before any long work.
+        WorkerDone: this is not the first of torchrun's processes, and its part is done.
     """
     output, where = Path(output), places(targets)
     check_layout(layout)
     check_output(output, force)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
-    state = check_state(output, resume=resume or not first, force=force)
+    state = check_state(output, resume=resume or not ranks.leads(), force=force)
     found, start = started_from(workload)
     say(f"making {found.name} elastic")
-    try:
+    with dropped_if_hopeless(state):
         result = slimmable.slim(found, settings, seed=seed, state=state / "journal", resume=resume, start=start)
-    except (BudgetError, ModelError, DataError):  # the same would come of it again
-        shutil.rmtree(state, ignore_errors=True)
-        raise
     bundle = result.save(state / "bundle", force=True, command=command)
     source = _source(result)
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from secateur.compress.journal import check_own
 from secateur.core.bundle import Bundle
-from secateur.core.errors import OutputError
+from secateur.core.errors import BudgetError, DataError, ModelError, OutputError
 from secateur.core.files import clear_errors, writing_folder
 
 
@@ -32,6 +34,16 @@ def check_state(output: Path, *, resume: bool = False, force: bool = False) -> P
             f"{state} holds a run that was stopped", "continue it with --resume, or start again with --force"
         )
     return state
+
+
+@contextmanager
+def dropped_if_hopeless(state: Path) -> Iterator[None]:
+    """A mistake that would be found again in the same way leaves no state to resume from."""
+    try:
+        yield
+    except (BudgetError, ModelError, DataError):
+        shutil.rmtree(state, ignore_errors=True)
+        raise
 
 
 def finish(staged: Bundle, output: Path) -> Bundle:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from toy_metrics import AbsoluteError
 
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import batch_size, check, evaluate, losses, predict, takes_task
@@ -16,20 +17,6 @@ from secateur.core.task import Task, Workload
 
 TASKS = ("depth", "edges")
 BATCH = (torch.randn(4, 3, 8, 8), {"depth": torch.randn(4, 1, 8, 8), "edges": torch.randn(4, 1, 8, 8), "extra": 0})
-
-
-class MeanError:
-    """Mean absolute error over all samples."""
-
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
-
-    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        self.total += float((prediction - target).abs().sum())
-        self.count += target.numel()
-
-    def compute(self) -> float:
-        return self.total / self.count
 
 
 class TwoHeads(nn.Module):
@@ -57,7 +44,7 @@ class TwoInputs(TwoHeads):
 
 
 def tasks() -> tuple[Task, ...]:
-    return tuple(Task(name, nn.functional.mse_loss, MeanError(), "lower") for name in TASKS)
+    return tuple(Task(name, nn.functional.mse_loss, AbsoluteError(), "lower") for name in TASKS)
 
 
 def workload(model: nn.Module | None = None, **changes: Any) -> Workload:
@@ -214,13 +201,13 @@ def test_a_loader_that_does_not_fit(split: str, loader: Any, message: str) -> No
     ],
 )
 def test_a_loss_that_is_not_one_finite_number(loss: Any, message: str) -> None:
-    mine = Task("depth", loss, MeanError(), "lower")
+    mine = Task("depth", loss, AbsoluteError(), "lower")
     with pytest.raises(DataError, match=message):
         check(workload(tasks=(mine,)))
 
 
 def test_a_metric_that_fails_is_found_before_any_long_work() -> None:
-    class Unusable(MeanError):
+    class Unusable(AbsoluteError):
         def compute(self) -> float:
             raise ValueError("no samples of class 3")
 

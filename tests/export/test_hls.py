@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import MeanError, OddChannels, TinyViT, TwoInputs, make_workload
+from export_models import OddChannels, TinyViT, TwoInputs, make_workload
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy_metrics import AbsoluteError
 
 from secateur.core.errors import ExportError
 from secateur.core.task import Task, Workload
@@ -117,7 +118,7 @@ class Branching(TwoHeads):
 def test_refused_before_any_conversion_with_every_reason(kind: type[nn.Module], said: list[str]) -> None:
     model = kind().eval()
     if isinstance(model, TwoHeads):
-        tasks = tuple(Task(name, nn.functional.l1_loss, MeanError(), "lower") for name in model.tasks)
+        tasks = tuple(Task(name, nn.functional.l1_loss, AbsoluteError(), "lower") for name in model.tasks)
         workload = Workload("refused", model, torch.randn(1, 3, 8, 8), tasks, [], [], [])
     else:
         workload = make_workload(model)

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from export_models import MeanError, OddChannels, OneTaskAtATime, TinyViT, TwoInputs, example, make_workload
+from export_models import (
+    OddChannels,
+    OneConvolution,
+    OneTaskAtATime,
+    TinyViT,
+    TwoInputs,
+    example,
+    make_workload,
+    warmed,
+)
 from torch import Tensor, nn
+from toy_metrics import AbsoluteError
 
 from secateur.core.errors import ExportError
 from secateur.core.predict import predict
@@ -26,15 +36,6 @@ from secateur.export.ncnn import NcnnModel, to_ncnn
 from secateur.export.ncnn_format import Ncnn
 
 MODELS = [OddChannels, OneTaskAtATime, TinyViT, TwoInputs]
-
-
-def warmed(model: nn.Module) -> nn.Module:
-    """Batch-norm statistics that differ from their initial values, so that forgetting them would show."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return model.eval()
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -88,30 +89,22 @@ def test_nothing_else_is_left_and_the_model_is_as_it_was(tmp_path: Path, capfd: 
     assert all(module.training for module in model.modules())
 
 
-class Refused(nn.Module):
-    tasks = ("depth",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-
-
-class Eigenvalues(Refused):
+class Eigenvalues(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"depth": torch.linalg.eigvals(self.stem(x)).real}
 
 
-class Sorting(Refused):
+class Sorting(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"depth": self.stem(x).sort(-1)[0]}
 
 
-class Integers(Refused):
+class Integers(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"depth": self.stem(x.float())}
 
 
-class Failing(Refused):
+class Failing(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         raise ValueError("not today\nnor tomorrow")
 
@@ -123,7 +116,7 @@ class Failing(Refused):
 def test_what_ncnn_cannot_express_is_one_clear_line(kind: type[nn.Module], said: str, tmp_path: Path) -> None:
     model = kind().eval()
     image = torch.ones(1, 3, 16, 16, dtype=torch.int64) if kind is Integers else torch.randn(1, 3, 16, 16)
-    tasks = (Task("depth", nn.functional.l1_loss, MeanError(), "lower"),)
+    tasks = (Task("depth", nn.functional.l1_loss, AbsoluteError(), "lower"),)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the type is asserted below
         to_ncnn(model, Workload("refused", model, image, tasks, [], [], []), tmp_path / "model.ncnn.param")
     assert isinstance(caught.value, ExportError)

@@ -8,8 +8,18 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from export_models import MeanError, OddChannels, OneTaskAtATime, TinyViT, TwoInputs, example, make_workload
+from export_models import (
+    OddChannels,
+    OneConvolution,
+    OneTaskAtATime,
+    TinyViT,
+    TwoInputs,
+    example,
+    make_workload,
+    warmed,
+)
 from torch import Tensor, nn
+from toy_metrics import AbsoluteError
 
 import secateur.export.onnx as export_onnx
 from secateur.core.errors import ExportError
@@ -19,22 +29,13 @@ from secateur.export.onnx import to_onnx
 from secateur.export.onnx_format import OPSET
 from secateur.export.onnx_session import OnnxModel
 
-DEPTH = Task("depth", nn.functional.l1_loss, MeanError(), "lower")
+DEPTH = Task("depth", nn.functional.l1_loss, AbsoluteError(), "lower")
 MODELS = [OddChannels, OneTaskAtATime, TinyViT, TwoInputs]
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def warmed(model: nn.Module) -> nn.Module:
-    """Batch-norm statistics that differ from their initial values, so that forgetting them would show."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return model.eval()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -118,15 +119,7 @@ def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.M
         torch.testing.assert_close(OnnxModel(path).predict(images)["depth"], model(images)["final"]["depth"])
 
 
-class Broken(nn.Module):
-    tasks = ("depth",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-
-
-class Eigenvalues(Broken):
+class Eigenvalues(OneConvolution):
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.linalg.eigvals(x).real
@@ -139,17 +132,17 @@ class Eigenvalues(Broken):
         return {"depth": self.spectrum(self.stem(x))}
 
 
-class FixedBatch(Broken):
+class FixedBatch(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"depth": self.stem(x).view(2, -1) if x.shape[0] == 2 else self.stem(x).flatten(1)}
 
 
-class Branching(Broken):
+class Branching(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"depth": self.stem(x) if x.sum() > 0 else -x}
 
 
-class TuplePrediction(Broken):
+class TuplePrediction(OneConvolution):
     def forward(self, x: Tensor) -> dict[str, Any]:
         return {"depth": (self.stem(x), x)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from secateur.core.errors import ModelError, OutputError
 from secateur.core.task import Task, Workload
 from secateur.profiles.count import count
 
+TESTS = Path(__file__).parents[2]
 QUICK = replace(tiny.FAST, rounds=1, epochs=1, max_passes=20, local_tolerance=0.5)
 
 
@@ -95,7 +97,7 @@ class TestKilled:
 
     def start(self, folder: Path, weights: Path, name: str) -> subprocess.Popen[bytes]:
         arguments = [sys.executable, tiny.__file__, weights, folder / f"{name}-state", folder / name, self.BUDGET]
-        return subprocess.Popen(list(map(str, arguments)))
+        return subprocess.Popen(list(map(str, arguments)), env=os.environ | {"PYTHONPATH": str(TESTS)})
 
     def steps(self, folder: Path, name: str) -> int:
         journal = folder / f"{name}-state" / "journal.json"

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from toy_metrics import AbsoluteError
 
 from secateur.compress.dataflow import ChannelGroups, trace
 from secateur.compress.pagcp.reconstruction import reconstruction_scores, removal_order
@@ -120,7 +121,7 @@ LAYERS = [
 def test_a_window_times_the_weight_is_what_the_layer_wrote(layer: nn.Module) -> None:
     model = nn.ModuleDict({"layer": layer})
     model.forward = lambda x: {"task": layer(x)}  # type: ignore[method-assign]
-    task = Task("task", nn.functional.mse_loss, tiny.Mean(tiny.error), "lower")
+    task = Task("task", nn.functional.mse_loss, AbsoluteError(), "lower")
     seen: list[Rows] = []
     observe(model, ["layer"], [(torch.randn(8, 3, 9, 11), {})] * 2, (task,), lambda _, rows: seen.append(rows))
     assert len(seen) == 2

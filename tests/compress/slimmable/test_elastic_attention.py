@@ -48,12 +48,12 @@ class ViT(nn.Module):
         super().__init__()
         self.patches, self.places = nn.Conv2d(3, DIM, 2, 2), nn.Parameter(0.1 * torch.randn(1, 16, DIM))
         self.blocks, self.norm = nn.Sequential(Block(), Block()), nn.LayerNorm(DIM)
-        self.where, self.bright = nn.Linear(DIM, 4), nn.Linear(DIM, 1)
+        self.quadrant, self.brightness = nn.Linear(DIM, 4), nn.Linear(DIM, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.patches(x).flatten(2).transpose(1, 2) + self.places
         x = self.norm(self.blocks(x)).amax(1)
-        return {"where": self.where(x), "bright": self.bright(x)}
+        return {"quadrant": self.quadrant(x), "brightness": self.brightness(x)}
 
 
 def pretrained() -> ViT:
@@ -89,13 +89,13 @@ def test_small_widths_learn_and_the_full_width_forgets_nothing(made: Elastic) ->
     added up before they were clipped, the full width fell to chance (0.25)."""
     history, space, found = made.history["fine_tuning"], made.elastic.space, made.workload
     assert history[0]["gradients"]["smallest"] > 10 * history[0]["gradients"]["largest"]
-    assert history[-1]["tasks"]["where"] < history[0]["tasks"]["where"]
-    assert history[-1]["smallest"]["where"] < 0.8 * history[0]["smallest"]["where"]
+    assert history[-1]["tasks"]["quadrant"] < history[0]["tasks"]["quadrant"]
+    assert history[-1]["smallest"]["quadrant"] < 0.8 * history[0]["smallest"]["quadrant"]
     original = evaluate(found.model, found.test, found.tasks)
     full, small = (evaluate(made.elastic.static(at), found.test, found.tasks) for at in (space.largest, space.smallest))
-    assert full["where"] >= original["where"] - 0.02
-    assert full["bright"] <= 1.1 * original["bright"]
-    assert small["where"] > 0.5
+    assert full["quadrant"] >= original["quadrant"] - 0.02
+    assert full["brightness"] <= 1.1 * original["brightness"]
+    assert small["quadrant"] > 0.5
 
 
 def test_a_trained_configuration_is_its_static_model_with_fewer_heads(made: Elastic) -> None:

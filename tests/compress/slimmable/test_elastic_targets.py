@@ -48,7 +48,7 @@ def test_the_sum_of_parts_is_the_prediction_of_the_whole(made, target: str) -> N
     assert (target in found.energy) == ("energy" in kinds)
     chooser = Chooser(found, target=target)
     for row, (a, b) in itertools.product(range(4), itertools.product(range(2), repeat=2)):
-        chosen = {"where": a, "bright": b}
+        chosen = {"quadrant": a, "brightness": b}
         channels = judge.space.channels(table.configuration(row, chosen))
         operators = costing.model.operators(costing.model.widths(channels))
         for kind in kinds:
@@ -58,7 +58,7 @@ def test_the_sum_of_parts_is_the_prediction_of_the_whole(made, target: str) -> N
 def test_the_prediction_is_that_of_the_exported_file(made, tmp_path: Path) -> None:
     judge, table, parts = made
     device = get("mobile:raspberry-pi-5")
-    chosen = {"where": 1, "bright": 0}
+    chosen = {"quadrant": 1, "brightness": 0}
     model = judge.elastic.static(table.configuration(2, chosen))
     profile = predict_onnx(device, to_onnx(model, judge.workload, tmp_path / "model.onnx"))
     found = with_predictions(table, parts, device, ["latency", "energy"])
@@ -74,8 +74,8 @@ def test_a_decoder_that_does_not_run_costs_what_its_operators_cost(made) -> None
     latency = with_predictions(table, parts, device, ["latency"]).latency[device.name].figures
     table_of = hardware_of(device, ["latency"]).table
     assert table_of is not None
-    own = [parts.operators[number] for number in parts.decoders["where"][3][1]]
-    whole, without = latency.of(3, {"where": 1, "bright": 1}), latency.of(3, {"bright": 1})
+    own = [parts.operators[number] for number in parts.decoders["quadrant"][3][1]]
+    whole, without = latency.of(3, {"quadrant": 1, "brightness": 1}), latency.of(3, {"brightness": 1})
     assert whole - without == pytest.approx(sum(table_of.model.layers(own)))
     assert whole > without > 0
 
@@ -91,9 +91,9 @@ def test_what_a_model_does_not_add_up_is_exact_with_one_decoder(made) -> None:
     figures = parts.figures(each, whole)
     assert max(sum(parts.operators[n].weights for n in numbers) for numbers in parts.shared) < 2000
     for row, d in itertools.product(range(4), range(2)):
-        operators = parts.of(row, {"where": d})
+        operators = parts.of(row, {"quadrant": d})
         by_hand = len(operators) + 3 * max(0.0, sum(operator.weights for operator in operators) - 2000)
-        assert figures.of(row, {"where": d}) == pytest.approx(by_hand)
+        assert figures.of(row, {"quadrant": d}) == pytest.approx(by_hand)
 
 
 def test_an_energy_budget_is_kept_and_survives_the_file(made) -> None:
@@ -104,7 +104,7 @@ def test_an_energy_budget_is_kept_and_survives_the_file(made) -> None:
     again = Table.from_json(json.loads(json.dumps(found.as_json())))
     energy = again.energy[device.name]
     totals = [
-        energy.of(row, {"where": a, "bright": b})
+        energy.of(row, {"quadrant": a, "brightness": b})
         for row, a, b in itertools.product(range(4), range(2), range(2))
     ]  # fmt: skip
     limit = float(np.median(totals))
@@ -126,10 +126,10 @@ def test_parts_survive_their_file(made) -> None:
     [
         lambda d: d.pop("shared"),
         lambda d: d["shared"].append([10_000]),
-        lambda d: d["decoders"]["where"][0][0].append(-1),
+        lambda d: d["decoders"]["quadrant"][0][0].append(-1),
         lambda d: d["operators"][0].pop(),
         lambda d: d.update(operators=7),
-        lambda d: d["decoders"].update(where="x"),
+        lambda d: d["decoders"].update(quadrant="x"),
     ],
 )
 def test_damaged_parts_are_refused(made, damage) -> None:

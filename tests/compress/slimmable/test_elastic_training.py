@@ -22,7 +22,7 @@ from secateur.compress.slimmable.train import _drawn, train
 from secateur.core.errors import ModelError
 from secateur.core.predict import evaluate_with, predict
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[2]
 
 
 def metrics(model, at) -> dict[str, float]:
@@ -35,19 +35,19 @@ def metrics(model, at) -> dict[str, float]:
 def test_every_width_learns() -> None:
     model, history = trained(replace(FAST, epochs=12))
     assert [entry["epoch"] for entry in history] == list(range(12))
-    assert history[-1]["tasks"]["where"] < 0.7 * history[0]["tasks"]["where"]
-    assert history[-1]["smallest"]["where"] < 0.7 * history[0]["smallest"]["where"]
+    assert history[-1]["tasks"]["quadrant"] < 0.7 * history[0]["tasks"]["quadrant"]
+    assert history[-1]["smallest"]["quadrant"] < 0.7 * history[0]["smallest"]["quadrant"]
     assert set(history[0]["gradients"]) == {"largest", "smallest", "random"}
     chance = 0.25
     for at in (model.space.smallest, model.space.largest, (0, 3, 3, 0)):
-        assert metrics(model, at)["where"] > 3 * chance, at
+        assert metrics(model, at)["quadrant"] > 3 * chance, at
 
 
 def test_private_norms_learn_too() -> None:
     model, _ = trained(replace(FAST, epochs=8, private_norms=True))
     found = workload()
     subnet = model.at(model.space.smallest)
-    assert evaluate_with(lambda x: predict(subnet, x, found.tasks), found.test, found.tasks)["where"] > 0.6
+    assert evaluate_with(lambda x: predict(subnet, x, found.tasks), found.test, found.tasks)["quadrant"] > 0.6
 
 
 class IntoItsOwn(Squares):
@@ -56,8 +56,8 @@ class IntoItsOwn(Squares):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found = super().forward(x)
         scores = torch.zeros(len(x), 4)
-        scores[torch.arange(len(x))] = found["where"]
-        return {**found, "where": scores}
+        scores[torch.arange(len(x))] = found["quadrant"]
+        return {**found, "quadrant": scores}
 
 
 def test_a_model_that_only_trains_in_float32_is_trained_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_model_that_only_trains_in_float32_is_trained_in_it(monkeypatch: pytes
     found = workload(IntoItsOwn())
     model = elastic(found)
     train(model, found, replace(FAST, epochs=1), seed=3, journal=Journal(None, {}, resume=False))
-    assert metrics(model, model.space.largest)["where"] > 0.25
+    assert metrics(model, model.space.largest)["quadrant"] > 0.25
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_with_twice_the_batches(tmp_path: Path) -> None:
     """Gradients of two batches averaged over two gloo processes, or within one: the same steps."""
-    variables = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "elastic_tiny.py")]
+    variables = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TESTS / "compress" / "elastic_tiny.py")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     one = subprocess.Popen([*command, tmp_path / "a", tmp_path / "one", "2"], env=variables)
     two = [*launch, *command[1:], str(tmp_path / "b"), str(tmp_path / "two"), "1"]
@@ -176,4 +176,4 @@ def test_the_same_encoder_with_other_decoders_has_the_same_encoder_statistics() 
     one, other = (recalibrated(model, (1, 2, d, 3 - d), inputs, found.tasks) for d in (0, 3))
     for name in ("stem.1.running_mean", "deep.1.running_var"):
         assert torch.equal(one[name], other[name])
-    assert len(one["where.0.1.running_mean"]) != len(other["where.0.1.running_mean"])
+    assert len(one["quadrant.0.1.running_mean"]) != len(other["quadrant.0.1.running_mean"])

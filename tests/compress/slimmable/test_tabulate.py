@@ -32,7 +32,7 @@ def judged() -> tuple[Judge, Table]:
 def test_metrics_of_the_table_are_those_of_the_static_model(judged) -> None:
     """Decoders were evaluated together at equal widths; any mixture has the same metrics."""
     judge, table = judged
-    for row, chosen in ((1, {"where": 0, "bright": 1}), (2, {"where": 1, "bright": 0})):
+    for row, chosen in ((1, {"quadrant": 0, "brightness": 1}), (2, {"quadrant": 1, "brightness": 0})):
         at = table.configuration(row, chosen)
         model = judge.elastic.static(at, judge.statistics(at))
         found = evaluate(model, judge.workload.calibration, judge.workload.tasks)
@@ -44,7 +44,7 @@ def test_costs_of_the_table_are_those_of_cut_models(judged) -> None:
     judge, table = judged
     chooser = Chooser(table)
     for row, (a, b) in itertools.product(range(4), itertools.product(range(2), repeat=2)):
-        choice = chooser.choice(row, {"where": a, "bright": b})
+        choice = chooser.choice(row, {"quadrant": a, "brightness": b})
         static = judge.elastic.static(choice.configuration)
         costs = count(static, judge.workload.example_input, judge.workload.task_names).costs
         assert choice.costs["flops"] == costs.flops
@@ -68,7 +68,7 @@ def test_the_margin_covers_every_configuration(judged) -> None:
         task: rows.tolist() for task, rows in table.decoders.items()
     })  # fmt: skip
     assert margin == table.memory_margin >= 1
-    assert (found["activations"].decoders["where"] > 0).all()
+    assert (found["activations"].decoders["quadrant"] > 0).all()
 
 
 def test_exported_rows_hold_the_smallest_and_the_largest(judged) -> None:
@@ -90,8 +90,8 @@ def test_where_rows_are_too_many_all_of_the_table_is_still_evaluated() -> None:
     assert table.notes["rows"] == "evolved"
     assert table.notes["of"] == 16
     assert len(table.notes["predictor_error"]) == 2
-    at = joined(judge.space, table.rows[6].tolist(), {"where": [2], "bright": [2]})
-    assert table.metrics["where"][6, 2] == judge.metrics(at)["where"]
+    at = joined(judge.space, table.rows[6].tolist(), {"quadrant": [2], "brightness": [2]})
+    assert table.metrics["quadrant"][6, 2] == judge.metrics(at)["quadrant"]
 
 
 def test_the_search_finds_what_is_best_within_budgets() -> None:

@@ -15,7 +15,7 @@ import several
 import torch
 from torch import nn
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def torchrun(what: str, weights: Path, out: Path) -> list[tuple[str, dict[str, t
     """(what it says, its model) of each process."""
     out.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "pagcp")])
+    paths = os.pathsep.join([str(TESTS), str(TESTS / "compress")])
     done = subprocess.run(
         [*command, several.__file__, what, str(weights), str(out)], env=os.environ | {"PYTHONPATH": paths},
         capture_output=True, text=True,

@@ -1,4 +1,4 @@
-"""The trained model of the tests of pruning, trained once."""
+"""The small model of the tests of pruning and fine-tuning, trained once."""
 
 from __future__ import annotations
 
