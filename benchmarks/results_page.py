@@ -46,8 +46,18 @@ def page(folder: Path = RESULTS) -> str:
             parts.append(f"## {heading}\n")
         for path in files:
             document = json.loads(path.read_text(encoding="utf-8"))
-            parts += ["\n".join([origin(path, document), "", *write(document), ""])]
+            parts += ["\n".join([origin(path, document), "", *spaced(write(document)), ""])]
     return "\n".join(parts)
+
+
+def spaced(lines: list[str]) -> list[str]:
+    """With an empty line before each list, without which some readers of Markdown see none."""
+    found: list[str] = []
+    for line in lines:
+        if line.startswith("- ") and found and found[-1] and not found[-1].startswith("- "):
+            found.append("")
+        found.append(line)
+    return found
 
 
 def origin(path: Path, document: Document) -> str:
