@@ -109,5 +109,17 @@ def test_every_folder_of_source_is_a_listed_package() -> None:
 def test_start_up_loads_nothing_heavy(module: str) -> None:
     heavy = ("torch", "numpy", "onnx", "onnxruntime", "sklearn", "matplotlib", "torchmetrics")
     script = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.anchor)
-    assert shown.stdout.strip() == "[]"
+    assert printed(script) == "[]"
+
+
+def test_help_loads_the_command_line_alone() -> None:
+    """Whatever a command needs besides, it loads when it runs."""
+    heavy = ("torch", "numpy", "pydantic", "rich", "yaml", "jinja2")
+    script = f"import secateur.cli.app, sys; print([name for name in {heavy} if name in sys.modules])"
+    assert printed(script) == "[]"
+
+
+def printed(script: str) -> str:
+    """What a Python of its own prints."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.anchor)
+    return done.stdout.strip()

@@ -13,7 +13,6 @@ from secateur.cli.options import Budgets, BundlePath, Force, Targets, WorkloadOp
 from secateur.cli.slimming import select_widths
 from secateur.cli.verb import Answer, typed, verb
 from secateur.core.errors import TargetUnavailableError
-from secateur.core.shipped import bundle_of
 
 if TYPE_CHECKING:
     from secateur.core.costs import Profile
@@ -58,6 +57,7 @@ def select(
     """Choose the best saved point, or widths, within a budget."""
     weights = _weights(prefer)
     from secateur.core.elastic.files import is_elastic, read_table
+    from secateur.core.shipped import bundle_of
 
     opened = bundle_of(bundle)
     if epochs and output is None:

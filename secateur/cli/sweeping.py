@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.listing import table
 from secateur.cli.options import Budgets, More, WorkloadName
 from secateur.cli.verb import Answer, verb
 
@@ -67,6 +66,8 @@ def sweep(
 
 def show_sweep(console: Console, found: Sweep) -> None:
     """Means over seeds, then what failed."""
+    from secateur.cli.listing import table
+
     numbers = ("runs", "Δ_MTL", "± sd", "FLOPs left", "params left", "budget met")
     shown = table("criterion", "drop", *numbers, numbers=numbers)
     for row in found.summary():

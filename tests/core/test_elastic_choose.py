@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,10 +180,10 @@ def test_only_the_given_rows_are_chosen_among() -> None:
         assert chooser.pick(Wish({"flops": limit}, objective=objective)).row in (2, 5)  # type: ignore[arg-type]
 
 
-def test_choosing_needs_neither_torch_nor_pydantic() -> None:
+def test_choosing_needs_neither_torch_nor_pydantic(tmp_path: Path) -> None:
     script = (
         "import sys; from secateur.export.runtime import Controller, ElasticSession; "
         "print([n for n in ('torch', 'onnx', 'pydantic', 'onnxruntime') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"

@@ -70,10 +70,10 @@ def test_a_file_with_a_mistake_hides_no_other_and_is_refused_by_name(
         status_of("mobile:typo")
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from secateur.targets.registry import status; status();"
         "print([name for name in ('torch', 'onnx', 'onnxruntime', 'numpy') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
