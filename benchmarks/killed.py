@@ -2,13 +2,16 @@
 
     python benchmarks/killed.py --kills 20
 
-Small workloads, so that a run takes seconds; each kill ends a process of its own at a moment drawn from the whole time
-of a run. Between kills the run is resumed, so that later ones hit what an earlier one left.
+Small workloads, so that a run takes seconds; each kill ends a process of its own at a moment drawn from the whole
+processor time of a run, so that other work on the machine does not shift it. Between kills the run is resumed, so that
+later ones hit what an earlier one left. At the end weights and channel maps must be those of a run that nobody stopped,
+and every file of the bundle must have its hash.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -23,6 +26,7 @@ from typing import Any
 import secateur as sc
 from secateur.compress import experts, pagcp, slimmable
 from secateur.compress.compressed import Compressed
+from secateur.core.bundle import Bundle
 from secateur.core.files import sha256, write_json
 from secateur.core.machine import describe, versions
 
@@ -76,8 +80,12 @@ def weights(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
 
 
-def in_a_child(work: Callable[[], None], seconds: float | None = None) -> int | None:
-    """Do the work in a fork of this process, killed after so many seconds; its exit code, None when it was killed."""
+def in_a_child(work: Callable[[], None], seconds: float = math.inf) -> tuple[int | None, float]:
+    """Do the work in a fork of this process, killed after so many seconds of processor time.
+
+    Returns:
+        its exit code, None when it was killed, and the processor time it took.
+    """
     child = os.fork()
     if child == 0:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -88,14 +96,19 @@ def in_a_child(work: Callable[[], None], seconds: float | None = None) -> int | 
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             os._exit(1)
         os._exit(0)
-    end = time.monotonic() + seconds if seconds is not None else float("inf")
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > end:
+    while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
+        if processor_seconds(child) > seconds:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return None
+            return None, seconds
         time.sleep(0.005)
-    return os.waitstatus_to_exitcode(ended[1])
+    return os.waitstatus_to_exitcode(ended[1]), ended[2].ru_utime + ended[2].ru_stime
+
+
+def processor_seconds(process: int) -> float:
+    """What a process took so far, all its threads together."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def trial(method: str, kills: int, seed: int) -> dict[str, Any]:
@@ -103,19 +116,19 @@ def trial(method: str, kills: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole"
-        began = time.monotonic()
-        assert in_a_child(lambda: finish(method, whole, False)) == 0
-        seconds, expected = time.monotonic() - began, weights(whole)
+        code, seconds = in_a_child(lambda: finish(method, whole, False))
+        assert code == 0
+        expected = weights(whole)
         killed = runs = same = 0
         while killed < kills:
             folder, resume = Path(temporary) / f"run{runs}", False
-            while (code := in_a_child(lambda: finish(method, folder, resume), draw.uniform(0, seconds))) is None:  # noqa: B023
+            while (code := in_a_child(lambda: finish(method, folder, resume), draw.uniform(0, seconds))[0]) is None:  # noqa: B023
                 killed, resume = killed + 1, True
                 if killed % 5 == 0:  # at the latest now it may end
-                    code = in_a_child(lambda: finish(method, folder, True))  # noqa: B023
+                    code, _ = in_a_child(lambda: finish(method, folder, True))  # noqa: B023
                     break
             runs += 1
-            same += code == 0 and weights(folder) == expected
+            same += code == 0 and weights(folder) == expected and Bundle.open(folder / "bundle").verify() == []
             shutil.rmtree(folder)
     print(f"{method}: {killed} kills in {runs} runs of {seconds:.1f} s, {same} ended in the same bytes", flush=True)
     return {"kills": killed, "runs": runs, "same": same, "seconds": round(seconds, 1)}
