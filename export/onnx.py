@@ -28,6 +28,7 @@ from secateur.core.experts import execution
 from secateur.core.files import writing
 from secateur.core.predict import as_args, batch_size, predict
 from secateur.core.task import Task, Workload
+from secateur.core.traceable import traceable
 from secateur.export.half import halve
 from secateur.export.onnx_format import OPSET
 from secateur.export.onnx_session import NAME_SCOPES
@@ -102,7 +103,7 @@ class TaskOutputs(nn.Module):
 
     def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
         super().__init__()
-        self.model = model
+        self.model = traceable(model)
         self.tasks = tasks
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:

@@ -25,6 +25,7 @@ from torch.fx import Node
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
 from secateur.core.predict import takes_task
+from secateur.core.traceable import traceable
 from secateur.profiles.graph import (
     Graph,
     ancestors,
@@ -109,6 +110,7 @@ def count(model: nn.Module, example_input: Any, tasks: Sequence[str] = ()) -> Co
     Raises:
         ModelError: when torch.export cannot trace the model, or the output has no prediction for a task.
     """
+    model = traceable(model)
     graphs = capture_tasks(model, example_input, tasks) if tasks else [capture(model, example_input)]
     return count_graphs(graphs, model, tasks)
 

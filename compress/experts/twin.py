@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.compress.experts.layers import ExpertLayer, Layout, find, register
+from secateur.compress.experts.layers import ExpertLayer, Layout, look_for, register
 from secateur.core.experts import ExpertWeights, mix
+from secateur.core.traceable import stands_in
 
 
 class Twin(nn.Module):
@@ -63,14 +64,15 @@ register(
 )
 
 
+@stands_in
 def twinned(model: nn.Module) -> nn.Module:
     """The model itself where its mixtures can be traced, else a copy in which twins stand for them."""
-    layers = [layer for layer in find(model) if layer.layout.kept is None]
+    layers = [layer for layer in look_for(model) if layer.layout.kept is None]
     if not layers:
         return model
     paths = [layer.path for layer in layers]
     small = copy.deepcopy(model)
-    for layer in find(small):
+    for layer in look_for(small):
         if layer.path in paths:
             parent, _, name = layer.path.rpartition(".")
             setattr(small.get_submodule(parent), name, Twin(layer))

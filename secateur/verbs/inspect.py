@@ -15,6 +15,7 @@ from secateur.compress.pagcp.round import describe_groups
 from secateur.core.bundle import Bundle
 from secateur.core.costs import Costs
 from secateur.core.task import Workload
+from secateur.core.traceable import traceable
 from secateur.profiles.count import TaskCost, count
 from secateur.verbs.sources import (
     AnyBundle,
@@ -87,7 +88,7 @@ def inspect(thing: AnyWorkload | AnyBundle, *, workload: AnyWorkload | None = No
 def _inspect(name: str, model: nn.Module, workload: Workload) -> Inspection:
     example = workload.example_input
     table = count(model, example, workload.task_names)
-    groups = trace(model, example, workload.task_names)
+    groups = trace(traceable(model), example, workload.task_names)
     described = describe_groups(groups, CostModel(groups))
     tasks, uncounted = dict(table.tasks), dict(table.uncounted)
     return Inspection(name, described, table.dead, table.costs, tasks, uncounted, _experts(model))
