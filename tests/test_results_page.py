@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,13 @@ def test_the_page_is_up_to_date(script: ModuleType) -> None:
 def test_every_result_has_a_section(script: ModuleType) -> None:
     shown = {path.name for _, pattern, _ in script.SECTIONS for path in script.RESULTS.glob(pattern)}
     assert {path.name for path in script.RESULTS.glob("*.json")} == shown
+
+
+def test_lists_begin_after_an_empty_line(script: ModuleType) -> None:
+    """Not all readers of Markdown see a list otherwise."""
+    for before, line in pairwise(script.page().splitlines()):
+        if line.startswith("- "):
+            assert before == "" or before.startswith("- "), line
 
 
 def test_a_goal_is_judged_by_the_figures(script: ModuleType, tmp_path: Path) -> None:

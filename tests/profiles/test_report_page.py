@@ -281,3 +281,12 @@ def test_latencies_of_widths_say_whether_they_were_measured():
     both = Page(render(replace(case.full(), elastic=replace(table, latency=only | table.latency)))).words("widths")
     assert "Latency on cpu sum of measured parts" in both
     assert "zcu102" not in both
+
+
+def test_every_colour_of_the_screen_has_one_on_paper() -> None:
+    """Else what a dark screen sets stays, and dark print lies on dark ground."""
+    style = (Path(secateur.profiles.report.__file__).parent / "report.css").read_text(encoding="utf-8")
+    screen, dark, paper = (
+        set(re.findall(r"(--[\w-]+):", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+    )
+    assert screen == dark == paper
