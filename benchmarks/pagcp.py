@@ -3,10 +3,11 @@
     python benchmarks/pagcp.py digits --seeds 0 1 2 --epochs 9
 
 Every method cuts the same trained model to the same share of its FLOPs, and is fine-tuned by the same recipe (teacher,
-epochs, seed). With several rounds, PAGCP's fine-tuning is spread over them, within the same number of epochs. The peers
-are in `peers.py`; they decide nothing by chance, so each cuts once, and what the seeds vary is its fine-tuning.
-`--drop` is not enforced: the table shows what each method loses. Writes benchmarks/results/pagcp-WORKLOAD-PERCENT.json
-after each run; the same command goes on where it was stopped.
+epochs, seed). PAGCP runs twice: channels go by L1, its default, or by reconstruction. With several rounds, its
+fine-tuning is spread over them, within the same number of epochs. The peers are in `peers.py`; they decide nothing by
+chance, so each cuts once, and what the seeds vary is its fine-tuning. `--drop` is not enforced: the table shows what
+each method loses. Writes benchmarks/results/pagcp-WORKLOAD-PERCENT.json after each run; the same command goes on where
+it was stopped.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ from secateur.core.task import Workload, delta_mtl
 from secateur.profiles.count import count
 
 RESULTS = Path(__file__).parent / "results"
+OURS = {"PAGCP": "l1", "PAGCP, reconstruction": "reconstruction"}
+"""Row → by which criterion channels go; the first is the default."""
 
 
-def run_pagcp(workload: Workload, args: argparse.Namespace, seed: int) -> tuple[nn.Module, float]:
+def run_pagcp(workload: Workload, args: argparse.Namespace, seed: int, saliency: str) -> tuple[nn.Module, float]:
     started = time.monotonic()
-    settings = pagcp.Settings(epochs=args.epochs, rounds=args.rounds, remove_dead=True)
+    settings = pagcp.Settings(epochs=args.epochs, rounds=args.rounds, remove_dead=True, saliency=saliency)
     result = pagcp.prune(
         workload, Budget.parse(f"flops<={100 * args.flops:g}%"), Tolerance.parse("1%"), settings, seed=seed
     )
@@ -92,7 +95,7 @@ def main() -> None:
     before = evaluate(workload.model, workload.test, workload.tasks)
     path, cutters = RESULTS / f"pagcp-{args.workload}-{100 * args.flops:g}.json", peers(workload)
     cut = functools.cache(lambda name: timed(cutters[name], workload, args.flops))
-    results = found_before(path, args) or {name: [] for name in ["PAGCP", *cutters]}
+    results = {name: list[dict[str, object]]() for name in [*OURS, *cutters]} | found_before(path, args)
     document = {
         "command": " ".join(["python", "benchmarks/pagcp.py", *sys.argv[1:]]), "machine": machine.describe(),
         "versions": {**machine.versions(), "torch-pruning": tp.__version__}, "settings": vars(args),
@@ -101,17 +104,21 @@ def main() -> None:
     for number, seed in enumerate(args.seeds):
         for name in [name for name, runs in results.items() if len(runs) <= number]:
             seed_everything(seed)
-            run = run_peer(cut(name), workload, args, seed) if name in cutters else run_pagcp(workload, args, seed)
+            run = (
+                run_pagcp(workload, args, seed, OURS[name])
+                if name in OURS
+                else run_peer(cut(name), workload, args, seed)
+            )
             results[name].append(measure(workload, run, before))
             say(f"seed {seed}, {name}: Δ_MTL {results[name][-1]['delta_mtl']:+.2f} %")
             write_json(path, document)
     show(results)
 
 
-def found_before(path: Path, args: argparse.Namespace) -> dict[str, list[dict[str, object]]] | None:
+def found_before(path: Path, args: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
     """What a call with the same settings had found when it was stopped."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return document["results"] if document.get("settings") == vars(args) else None
+    return document["results"] if document.get("settings") == vars(args) else {}
 
 
 def show(results: dict[str, list[dict[str, object]]]) -> None:
