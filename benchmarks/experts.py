@@ -84,6 +84,7 @@ def _row(
         "delta_mtl": found.delta_mtl, "identical_on_calibration": bool(experts["exact"]["identical"]),
         "experts_kept": {layer.path: layer.experts for layer in find(found.model)},
         "miss_rate": sum(rates.values()) / len(rates), "seconds": round(found.seconds, 1),
+        "cpu": machine.describe()["cpu"],
     })  # fmt: skip
     write_json(out, document)
 
