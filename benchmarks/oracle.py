@@ -108,13 +108,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = {name: measure(name, args.samples) for name in args.workloads}
-    show(results)
+    results: dict[str, dict[str, Any]] = {}
     document = {
         "command": " ".join(["python", "benchmarks/oracle.py", *sys.argv[1:]]), "machine": machine.describe(),
         "versions": machine.versions(), "results": results,
     }  # fmt: skip
-    write_json(ROOT / "results" / "oracle.json", document)
+    for name in args.workloads:
+        results[name] = measure(name, args.samples)
+        write_json(ROOT / "results" / "oracle.json", document)
+    show(results)
 
 
 if __name__ == "__main__":
