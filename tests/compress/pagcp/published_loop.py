@@ -98,7 +98,7 @@ def published_procedure(workload: Workload, batches: list[Batch], tau: float, bo
             result.chosen[name] = keep
             rise = max(losses[task] / base[task] for task in base) - 1
             alone = flops - count(groups.cut({name: keep}), example, names).costs.flops
-            scored.append((rise / alone, name))
+            scored.append((rise / max(alone, 1e-12), name))  # a head that only training runs saves nothing
             base = {task: max(base[task], losses[task]) for task in base}
         tau *= scale
     best = {name for _, name in sorted(scored)[: math.ceil(0.8 * len(scored))]}
