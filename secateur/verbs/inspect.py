@@ -87,8 +87,9 @@ def inspect(thing: AnyWorkload | AnyBundle, *, workload: AnyWorkload | None = No
 
 def _inspect(name: str, model: nn.Module, workload: Workload) -> Inspection:
     example = workload.example_input
-    table = count(model, example, workload.task_names)
-    groups = trace(traceable(model), example, workload.task_names)
+    traced = traceable(model)
+    table = count(traced, example, workload.task_names)
+    groups = trace(traced, example, workload.task_names)
     described = describe_groups(groups, CostModel(groups))
     tasks, uncounted = dict(table.tasks), dict(table.uncounted)
     return Inspection(name, described, table.dead, table.costs, tasks, uncounted, _experts(model))
