@@ -176,7 +176,9 @@ def prune_work(
 def _resumable(context: typer.Context, work: Callable[[str], Bundle]) -> Answer:
     """Do the work; whoever stops it is told how to go on."""
     from secateur.compress.ranks import WorkerDone
+    from secateur.compress.speed import keep_freed_memory
 
+    keep_freed_memory()
     command = typed(context)
     try:
         bundle = work(command)
