@@ -61,6 +61,11 @@ def fast_precision(model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> to
     return fast if fast == torch.float32 or trains_in(fast, model, inputs, tasks) else torch.float32
 
 
+def float32(value: Tensor) -> Tensor:
+    """Reduced precisions widened; everything else as it is."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 def trains_in(precision: torch.dtype, model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> bool:
     """Whether a copy of the model can be run forwards and backwards. It cannot where an operation has no kernel for the
     precision, where the model writes what it computed into a float32 tensor of its own, or where the batch is too small

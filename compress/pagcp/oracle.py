@@ -9,6 +9,7 @@ The forward FLOPs spent are counted, and so are those that the published loop wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +23,19 @@ from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.dataflow.groups import Keep
 from secateur.compress.dataflow.mask import masked_state
-from secateur.compress.pagcp.prefix import Calls, Choice, Prefix
-from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, estimate
+from secateur.compress.pagcp.prefix import Calls, Choice, Count, Prefix
+from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, estimate, means
 from secateur.compress.pagcp.session import FEWEST_CHUNKS, Session
-from secateur.compress.speed import fast_layout, in_layout
+from secateur.compress.speed import fast_layout, float32, in_layout
 from secateur.core.errors import ModelError
 from secateur.core.predict import batch_size, pick_tasks, predict, task_losses
 from secateur.core.task import Batch, Task
 from secateur.profiles.graph import Graph, ancestors
 from secateur.profiles.macs import node_macs
+
+ROUNDING = 0.02
+"""Relative difference of a loss that reduced precision may make; what candidates are judged by is how much more
+they lose in the same precision, most of which this is no part of."""
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Oracle:
 
     Args:
         confidence: standard errors that a loss must be away from its limit to be decided on a part of the chunks.
+        precision: of convolutions and matrix products; float32 where losses come out differently in less.
 
     Attributes:
         reference: what some model loses on each chunk, the original as a rule, to know others by the difference.
@@ -60,6 +66,7 @@ class Oracle:
     cache_limit: int
     spent: Spent = field(default_factory=Spent)
     confidence: float | None = None
+    precision: torch.dtype = torch.float32
     reference: Sequence[Losses] = ()
 
     def __post_init__(self) -> None:
@@ -68,11 +75,32 @@ class Oracle:
         self.batches = [(in_layout(inputs, layout), targets) for inputs, targets in self.batches]
         self._state = {name: in_layout(tensor.detach(), layout) for name, tensor in named_tensors(model).items()}
         self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
-        inputs = [batch[0] for batch in self.batches]
         self._choice: Choice | None = None
-        needed = {task.name: self._needed(task) for task in self.tasks}
-        self.prefix = Prefix(self.groups, inputs, needed, self.choice, self._count_flops, self.cache_limit)
         self._check_replay()
+        if self.precision != torch.float32 and not self._same_losses():
+            self.precision = torch.float32
+        self.prefix = self._prefix(self.precision, self._count_flops)
+
+    def _prefix(self, precision: torch.dtype, count: Count) -> Prefix:
+        inputs = [batch[0] for batch in self.batches]
+        needed = {task.name: self._needed(task) for task in self.tasks}
+        return Prefix(self.groups, inputs, needed, self.choice, count, self.cache_limit, precision)
+
+    def _same_losses(self) -> bool:
+        """Whether the losses on a few chunks are those of float32 but for `ROUNDING`. An operation may have no kernel
+        for less."""
+        try:
+            exact, rounded = (self._first_losses(precision) for precision in (torch.float32, self.precision))
+        except RuntimeError:
+            return False
+        return all(math.isclose(rounded[name], loss, rel_tol=ROUNDING) for name, loss in exact.items())
+
+    def _first_losses(self, precision: torch.dtype) -> Losses:
+        """Mean losses of the whole model on the first chunks."""
+        names = [task.name for task in self.tasks]
+        prefix = self._prefix(precision, lambda *_: None)
+        numbers = range(min(FEWEST_CHUNKS, len(self.batches)))
+        return means([self.task_losses(n, prefix.outputs(n, self.choice({}), names), names) for n in numbers])
 
     def _count_flops(self, position: int, calls: Collection[Node]) -> None:
         """Add the FLOPs of running some calls of a graph on one chunk."""
@@ -133,7 +161,8 @@ class Oracle:
         """The losses of some tasks on one chunk."""
         tasks = [task for task in self.tasks if task.name in names]
         with torch.no_grad():
-            found = task_losses(self._predictions(outputs, tasks), self.batches[number][1], tasks)
+            predictions = pytree.tree_map_only(Tensor, float32, self._predictions(outputs, tasks))
+            found = task_losses(predictions, self.batches[number][1], tasks)
         return {name: float(value) for name, value in found.items()}
 
     def _needed(self, task: Task) -> Calls:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
@@ -73,9 +74,11 @@ class Prefix:
         choice_of: Callable[[Keep], Choice],
         count: Count,
         limit: int,
+        precision: torch.dtype = torch.float32,
     ) -> None:
+        """`precision`: of convolutions and matrix products."""
         self._groups, self._inputs, self.needed, self._choice_of = groups, inputs, needed, choice_of
-        self._count, self._limit = count, limit
+        self._count, self._limit, self._precision = count, limit, precision
         self._chunks: dict[int, _Cached] = {}
         self._reached: dict[tuple[str, ...], Calls] = {}
         self._read = [self._read_elsewhere(position) for position in range(len(groups.masked))]
@@ -114,13 +117,11 @@ class Prefix:
         chunk = self._follow(number, base, tasks)
         holds = chunk is not None and self._bytes + self.held < self._limit
         results, fresh = [], list[Values]()
-        for position, (masked, wanted) in enumerate(zip(self._groups.masked, self._wanted(tasks), strict=True)):
+        for position, wanted in enumerate(self._wanted(tasks)):
             values = None if chunk is None else chunk.values[position]
             only = wanted if values is None else wanted & dirty[position]
-            outputs, computed = masked.run(
-                self._inputs[number], candidate.state, candidate.gone, only=only, cached=values,
-                wanted=only & self._read[position] if holds else (),
-            )  # fmt: skip
+            read = only & self._read[position] if holds else ()
+            outputs, computed = self._replay(position, number, candidate, only=only, cached=values, wanted=read)
             self._count(position, only)
             results.append(outputs)
             fresh.append(computed)
@@ -157,10 +158,8 @@ class Prefix:
             return chunk
         for position, stale in enumerate(self._stale(chunk, choice, tasks)):
             if stale:
-                masked, values = self._groups.masked[position], chunk.values[position]
-                inputs, state, gone = self._inputs[number], choice.state, choice.gone
-                read = stale & self._read[position]
-                _, fresh = masked.run(inputs, state, gone, only=stale, cached=values, wanted=read)
+                values, read = chunk.values[position], stale & self._read[position]
+                _, fresh = self._replay(position, number, choice, only=stale, cached=values, wanted=read)
                 values.update(fresh)
                 self._count(position, stale)
         chunk.note(tasks, choice.keep)
@@ -201,12 +200,18 @@ class Prefix:
         }
         return frozenset(read | (set(graph.outputs) & runs_with.keys()))
 
+    def _replay(self, position: int, number: int, choice: Choice, **options: Any) -> tuple[list[Any], Values]:
+        """Run one graph on one chunk for a choice of channels; options as of `Replay.run`."""
+        inputs, fast = self._inputs[number], self._precision != torch.float32
+        with torch.autocast(_device(choice.state), self._precision, enabled=fast):
+            return self._groups.masked[position].run(inputs, choice.state, choice.gone, **options)
+
     def _fill(self, number: int, choice: Choice) -> _Cached:
         """Compute all activations of a chunk."""
-        inputs, chunk = self._inputs[number], _Cached([], dict.fromkeys(self.needed, choice.keep))
+        chunk = _Cached([], dict.fromkeys(self.needed, choice.keep))
         for position, masked in enumerate(self._groups.masked):
             calls = frozenset(masked.replay.graph.compute)
-            _, values = masked.run(inputs, choice.state, choice.gone, wanted=self._read[position])
+            _, values = self._replay(position, number, choice, wanted=self._read[position])
             self._count(position, calls)
             self._bytes += _storage_bytes(values)
             chunk.values.append(values)
@@ -219,6 +224,10 @@ def differences(one: Keep, other: Keep) -> list[str]:
     if one is other:
         return []
     return [name for name in one.keys() | other.keys() if not np.array_equal(one.get(name, ()), other.get(name, ()))]
+
+
+def _device(state: Mapping[str, Tensor]) -> str:
+    return next(iter(state.values())).device.type
 
 
 def _storage_bytes(values: Values) -> int:

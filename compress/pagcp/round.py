@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
@@ -27,6 +28,7 @@ from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence, channel_step
 from secateur.compress.pagcp.settings import Settings
 from secateur.compress.pagcp.target import Target
+from secateur.compress.speed import fast_bfloat16
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
@@ -75,8 +77,9 @@ class Round:
         if not self._groups.prunable:
             raise ModelError("no channel of the model can be removed", "secateur inspect shows why, group by group")
         self._oracle = Oracle(
-            self._groups, chunks, workload.tasks, settings.cache_limit, record.spent, settings.confidence
-        )
+            self._groups, chunks, workload.tasks, settings.cache_limit, record.spent, settings.confidence,
+            oracle_precision(settings, model),
+        )  # fmt: skip
         self._refused: dict[str, Losses] = {}
         self._choices: list[Kept] = []
         self._cached: dict[int, dict[str, int]] | None = None
@@ -270,6 +273,12 @@ class Round:
             if not differences(keep, self._choices[number]):
                 return number
         return len(self._choices)
+
+
+def oracle_precision(settings: Settings, model: nn.Module) -> torch.dtype:
+    """What the oracle is to compute in, where it can."""
+    device = next(model.parameters()).device.type
+    return torch.bfloat16 if settings.oracle_precision == "auto" and fast_bfloat16(device) else torch.float32
 
 
 def describe_groups(groups: Any, costs: CostModel) -> list[dict[str, Any]]:

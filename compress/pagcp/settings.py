@@ -50,6 +50,8 @@ class Settings:
         epochs: of fine-tuning, over all rounds.
         lr, weight_decay, distillation, clip, feature_distillation, weighting, accumulate, patience, precision: of
             fine-tuning; see `secateur.compress.training.recipe.Recipe`.
+        oracle_precision: of convolutions and matrix products in the oracle: "float32", or "auto" for bfloat16 where the
+            device computes it and the model loses the same in it.
         cache_limit: bytes of activations that prefix caching may hold.
         remove_dead: take out the modules that no output in evaluation mode depends on.
         calibration_samples: samples of the calibration loader that the oracle uses; None for all.
@@ -92,9 +94,12 @@ class Settings:
     accumulate: int = 1
     patience: int = 0
     precision: str = "auto"
+    oracle_precision: str = "auto"
 
     def __post_init__(self) -> None:
         self.recipe(0)
+        if self.oracle_precision not in ("auto", "float32"):
+            raise BudgetError(f'unknown oracle_precision "{self.oracle_precision}"', "choose one of: auto, float32")
         for name in ("rounds", "max_passes", "min_channels", "round_to", "chunks"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
@@ -121,4 +126,5 @@ class Settings:
             self, local_tolerance=0.05, global_tolerance=5.0, compound=True, growth=None, keep_share=0.8,
             ratios=RATIOS, rounds=1, front=(), max_passes=1, stop_at_budget=False, check_monotone=True, saliency="l1",
             compensate=False, floor=0.0, round_to=1, calibration_samples=None, confidence=None,
+            oracle_precision="float32",
         )  # fmt: skip

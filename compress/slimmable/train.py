@@ -28,9 +28,8 @@ from secateur.compress.slimmable.elastic import ElasticModel, Subnet
 from secateur.compress.slimmable.features import Feature, distance, recording
 from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Configuration, Space
-from secateur.compress.speed import fast_bfloat16, fast_layout, in_layout, lay_out, trains_in
+from secateur.compress.speed import fast_bfloat16, fast_layout, float32, in_layout, lay_out, trains_in
 from secateur.compress.training.distill import distillation
-from secateur.compress.training.objective import float32
 from secateur.compress.training.steps import Descent, batches_of
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import predict, task_losses

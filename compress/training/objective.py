@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateur.compress.speed import fast_layout, in_layout, lay_out
+from secateur.compress.speed import fast_layout, float32, in_layout, lay_out
 from secateur.compress.training.distill import Adapters, distillation, recording, shared_points
 from secateur.compress.training.recipe import Recipe
 from secateur.compress.training.weighting import WEIGHTINGS
@@ -97,8 +97,3 @@ def frozen(model: nn.Module) -> nn.Module:
 def moved(value: Any, device: torch.device) -> Any:
     """All tensors of a nested value on a device."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
-
-
-def float32(value: Tensor) -> Tensor:
-    """Reduced precisions widened; everything else as it is."""
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
