@@ -34,12 +34,13 @@ def killed(document: Document) -> list[str]:
     methods = document["methods"]
     rows = [(name, each["kills"], each["runs"], each["same"]) for name, each in methods.items()]
     kills, same = min(each["kills"] for each in methods.values()), all(e["same"] == e["runs"] for e in methods.values())
-    tried = f"all four methods tried ({', '.join(methods)})"
     return [
-        *table(("method", "kills", "runs", "ended in the same bytes"), rows), "",
+        "The same: of a model its weights and channel maps, byte by byte; of a calibration the operators and networks, "
+        "each measured as often; of a farm one outcome for each job, the one that was noted first.", "",
+        *table(("method", "kills", "runs", "ended the same"), rows), "",
         goal(f"20 kills of each method (least: {kills})", kills >= 20),
-        goal(tried, len(methods) == 4, "There was no more time."),
-        goal("a resumed run ends in the weights and channel maps of one that nobody stopped", same),
+        goal(f"all six methods tried ({', '.join(methods)})", len(methods) == 6, "There was no more time."),
+        goal("a resumed run ends in the same as one that nobody stopped", same),
     ]  # fmt: skip
 
 

@@ -103,8 +103,8 @@ def _swap(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one clear line.
+def clear_errors(path: Path, elsewhere: str = "choose another folder with -o") -> Iterator[None]:
+    """Turn what the operating system refuses into one clear line, which ends with how to write elsewhere.
 
     Raises:
         OutputError
@@ -115,7 +115,7 @@ def clear_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"no space left to write {path}", "free some space; nothing was changed") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(f"not allowed to write {path}", "choose another folder with -o") from error
+            raise OutputError(f"not allowed to write {path}", elsewhere) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
-            raise OutputError(f"cannot write {path}: {error.strerror}", "choose another folder with -o") from error
+            raise OutputError(f"cannot write {path}: {error.strerror}", elsewhere) from error
         raise

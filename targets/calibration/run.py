@@ -9,20 +9,23 @@ they are made, so a run can be stopped at any moment.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from secateur.core import machine
 from secateur.core.errors import DeviceError
+from secateur.core.files import clear_errors
 from secateur.profiles.latency.kernels import KernelModel, Measured, cross_errors
 from secateur.profiles.latency.operators import Operator, Shape
 from secateur.profiles.latency.read import read_onnx_bytes
@@ -38,8 +41,9 @@ GOOD_ENOUGH = 0.05
 """Median error of operators at which refinement ends."""
 _FORM = 3
 """Of the file; one of another form is not read."""
+_ELSEWHERE = "name another folder in the environment: SECATEUR_CACHE"
 _SEED = 1009
-"""Of the networks."""
+"""Of operators and networks, each drawn by its number: a run that was stopped ends with those of one that was not."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,16 @@ def calibrate(
         progress: called with what is done and how many measurements there are.
 
     Raises:
-        DeviceError: operators of this target cannot be measured here.
+        DeviceError: operators of this target cannot be measured here, or another process does so already.
         MissingExtraError: its runtime is not installed.
+        OutputError: the measurements cannot be written down.
     """
     meter, end = _meter(target, threads), time.monotonic() + limit_s
-    found = read(target, threads)
-    found.path.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(len(found.operators) + 1009 * len(found.models))
-    with _appending(found.path) as file:
+    with _appending(store(target, meter.version)) as file:
+        found = read(target, threads)
         _pass(found, meter, file, WHOLE // 3, 1, end)
         passes = 0
-        while time.monotonic() < end and (batch := _batch(found, random)):
+        while time.monotonic() < end and (batch := _batch(found)):
             progress("operators", len(found.operators))
             for operator in batch:
                 if time.monotonic() > end:
@@ -132,18 +135,19 @@ def store(target: str, version: str) -> Path:
     return folder / f"{target}-{key}.jsonl"
 
 
-def _batch(found: Calibration, random: np.random.Generator) -> list[Operator]:
+def _batch(found: Calibration) -> list[Operator]:
     """The next operators to measure; none when the model is good."""
-    missing = FIRST - len(found.operators)
-    if missing > 0:
-        return [draw(random) for _ in range(missing)]
+    known = len(found.operators)
+    if known < FIRST:
+        return [draw(np.random.default_rng((_SEED, number))) for number in range(known, FIRST)]
     errors = cross_errors(found.operators)
     if float(np.median(np.abs(errors))) <= GOOD_ENOUGH:
         return []
+    random = np.random.default_rng((_SEED, known))
     return worst([row.operator for row in found.operators], errors.tolist(), ROUND, random)
 
 
-def _pass(found: Calibration, meter: Meter, file: Any, count: int, times: int, end: float) -> None:
+def _pass(found: Calibration, meter: Meter, file: IO[str], count: int, times: int, end: float) -> None:
     """Measure the networks below `count` that were measured less than `times` times, once."""
     for number in range(count):
         operators, known = found.models.get(number, ([], []))
@@ -164,17 +168,29 @@ def _meter(target: str, threads: int) -> Meter:
     return METERS[target](threads)
 
 
-def _appending(path: Path) -> Any:
-    """The file, open at its end; a line that a stopped run left half is ended, so that the next one stands alone."""
-    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    file = path.open("a", encoding="utf-8")
-    file.write("\n" if cut else "")
-    return file
+@contextmanager
+def _appending(path: Path) -> Iterator[IO[str]]:
+    """The file, ours alone, open at its end; a line that a stopped run left half is ended, so that the next one stands
+    alone."""
+    with clear_errors(path, _ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DeviceError(
+                f"another process calibrates into {path}", "wait until it ends: at the same time, both would be slower"
+            ) from error
+        cut = path.read_bytes()[-1:] not in (b"", b"\n")
+        file.write("\n" if cut else "")
+        yield file
 
 
-def _append(file: Any, entry: dict[str, Any]) -> None:
-    file.write(json.dumps(entry, separators=(",", ":")) + "\n")
-    file.flush()
+def _append(file: IO[str], entry: dict[str, Any]) -> None:
+    with clear_errors(Path(file.name), _ELSEWHERE):
+        file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+        file.flush()
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

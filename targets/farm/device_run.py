@@ -2,17 +2,21 @@
 
     run_on(device, device.reach.open(), {"before": Path("a.ncnn.param"), "after": Path("b.ncnn.param")})
 
-The outputs are fetched as well, so that a figure never stands for a network that computes something else there.
+The outputs are fetched as well, so that a figure never stands for a network that computes something else there. A run
+works in a folder that this machine has on the device; what an earlier run left in it, killed with its cable or its
+computer, is ended and removed first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import shlex
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +30,14 @@ from secateur.targets.farm.file import FarmDevice
 from secateur.targets.farm.reach import Reach
 
 PATH_OF_HEAT = "/sys/class/thermal/thermal_zone*/temp"
+_CLEAR = """if [ -d {place} ]; then
+  here=$(cd {place} && pwd -P)
+  ls -l /proc/[0-9]*/cwd 2>/dev/null | while read -r line; do
+    case "$line" in *" -> $here") pid=${{line##*/proc/}}; kill -9 "${{pid%%/*}}";; esac
+  done
+  rm -rf {place}
+fi"""
+"""End whoever works in a folder, and remove it; where there is no /proc, nobody is found."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,10 @@ def run_on(
         ExportError: the runner refused.
     """
     home = PurePosixPath(device.folder)
-    place = home / f"run-{uuid.uuid4().hex[:12]}"
+    place = home / f"run-{_owner(device)}"
     labels = {name: f"m{index}" for index, name in enumerate(networks)}
     signatures = {name: Signature.read(path) for name, path in networks.items()}
+    _clear(reach, place)
     reach.run(["mkdir", "-p", str(place)])
     try:
         runner = _push_runner(device, reach, home)
@@ -105,7 +118,8 @@ def run_on(
             for name in networks
         }
     finally:
-        _remove(reach, str(place))
+        with suppress(DeviceLostError, ExportError):  # a device that is gone keeps its files until the next run
+            _clear(reach, place)
     return DeviceRun({name: said.samples.get(label, []) for name, label in labels.items()}, outputs, said)
 
 
@@ -155,6 +169,11 @@ def cool(device: FarmDevice, reach: Reach, sleep: Callable[[float], None] = time
             return
         sleep(2.0)
         waited += 2.0
+
+
+def _owner(device: FarmDevice) -> str:
+    """The same for all runs of one machine on one device: of these its lease lets one at a time go on."""
+    return hashlib.sha256(f"{platform.node()}|{device.name}".encode()).hexdigest()[:12]
 
 
 def _push_runner(device: FarmDevice, reach: Reach, home: PurePosixPath) -> str:
@@ -207,11 +226,8 @@ def _outputs(
         raise ExportError(f"the device computes other outputs: {error}", "export again") from error
 
 
-def _remove(reach: Reach, place: str) -> None:
-    try:
-        reach.run(["rm", "-rf", place])
-    except (DeviceLostError, ExportError):
-        return  # a device that is gone keeps its files
+def _clear(reach: Reach, place: PurePosixPath) -> None:
+    reach.run_script(_CLEAR.format(place=shlex.quote(str(place))))
 
 
 def _positive(text: str) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from secateur.core.errors import DeviceError
+from secateur.core.errors import DeviceError, OutputError
 from secateur.profiles.latency.kernels import KernelModel, Measured, with_channels
 from secateur.profiles.latency.operators import Operator
 from secateur.profiles.latency.read import read_onnx, read_onnx_bytes
@@ -81,6 +81,35 @@ def test_a_stopped_run_goes_on_and_a_cut_line_is_dropped() -> None:
         run.calibrate("cpu")
     assert len(run.read("cpu").operators) == 24 + 16, "only the line that was cut is lost"
     assert run.read("cpu").operators[0][0].kind
+
+
+def test_a_stopped_run_ends_with_the_operators_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "GOOD_ENOUGH", float("inf"))  # those drawn later depend on times
+    whole = [row.operator for row in run.calibrate("cpu").operators]
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "stopped"))
+    for FakeMeter.left in (1, 11, 20):
+        with pytest.raises(KeyboardInterrupt):
+            run.calibrate("cpu")
+    FakeMeter.left = 10**9
+    assert [row.operator for row in run.calibrate("cpu").operators] == whole
+    assert len(set(whole)) > 0.9 * run.FIRST
+
+
+def test_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same time both would measure the same operators, and each other."""
+    monkeypatch.setattr(FakeMeter, "operator", lambda *_: run.calibrate("cpu"))
+    with pytest.raises(DeviceError, match="another process calibrates"):
+        run.calibrate("cpu")
+    assert run.read("cpu").operators == []
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"cannot write .*file/calibration"):
+        run.calibrate("cpu")
 
 
 def test_networks_are_measured_at_different_times_and_each_as_often() -> None:

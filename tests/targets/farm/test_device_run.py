@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,6 +134,25 @@ def test_half_a_report_is_a_lost_device(
     with pytest.raises(DeviceLostError):
         run_on(device.model_copy(update={"runner": broken}), Local(), networks, noise(networks))
     assert not [path for path in Path(device.folder).iterdir() if path.name.startswith("run-")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="without /proc nobody is found")
+def test_what_a_killed_run_left_on_the_device_is_ended_first(
+    reach: Reach, device: FarmDevice, networks: dict[str, Path], tmp_path: Path
+) -> None:
+    """kill -9 ends the process here, not the runner there: it would run beside the next one, whose lease is sound."""
+    telling = program(tmp_path / "telling", f'#!/bin/sh\npwd > "{tmp_path}/place"\nexec {device.runner} "$@"\n')
+    run_on(device.model_copy(update={"runner": telling}), reach, networks, noise(networks))
+    place = Path((tmp_path / "place").read_text().strip())
+    place.mkdir()
+    with subprocess.Popen(["sleep", "60"], cwd=place) as left:
+        assert run_on(device.model_copy(update={"name": "other"}), reach, networks, noise(networks)).samples
+        assert left.poll() is None, "who works for another device goes on"
+        busy = f"grep -q sleep /proc/{left.pid}/cmdline && exit 1"
+        alone = program(tmp_path / "alone", f'#!/bin/sh\n{busy}\nexec {device.runner} "$@"\n')
+        assert run_on(device.model_copy(update={"runner": alone}), reach, networks, noise(networks)).samples
+        assert left.wait(timeout=10) == -signal.SIGKILL
+    assert not place.exists()
 
 
 @pytest.mark.parametrize("line", ["sample m0 -1", "sample m0 inf", "sample m0", "output m0 depth 3x", "done many"])
