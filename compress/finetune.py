@@ -57,7 +57,7 @@ def finetune(
         saved = journal.load_tensors(f"{label}/checkpoint")
         if saved is not None:
             history = run.restore(saved)
-        with bar(label, recipe.epochs * run.windows.batches) as progress:
+        with bar("fine-tuning", recipe.epochs * run.windows.batches) as progress:
             progress.advance(len(history) * run.windows.batches)
             while len(history) < recipe.epochs and not run.stale(history):
                 seed_everything(seed, len(history))

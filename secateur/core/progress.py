@@ -1,19 +1,23 @@
-"""The one progress display: bars with time left on stderr, silent where nobody looks.
+"""The one progress display: bars with time left on stderr, lines where nothing can be drawn over (TERM=dumb), silent
+where nobody looks.
 
 for batch in track(loader, "fine-tuning"): ...
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 console = Console(stderr=True, markup=False, emoji=False)
+LINE_EVERY_S = 10.0
+"""On a dumb terminal."""
 _live: Progress | None = None
 
 
@@ -25,19 +29,41 @@ def bars() -> Iterator[Progress]:
         yield _live
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"))
-    with Progress(
+    dumb = console.is_dumb_terminal
+    with (_Lines if dumb else Progress)(
         *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=dumb or not console.is_terminal,
     ) as progress:
         _live = progress
         try:
             yield progress
         finally:
             _live = None
+
+
+class _Lines(Progress):
+    """A line now and then instead of bars."""
+
+    _last: ClassVar = time.monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def update(self, task_id: TaskID, **what: Any) -> None:
+        super().update(task_id, **what)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        now, task = time.monotonic(), self._tasks[task_id]
+        if now - _Lines._last >= LINE_EVERY_S:
+            _Lines._last = now
+            left = TimeRemainingColumn().render(task).plain
+            say(f"{task.description} {task.completed:g}/{task.total:g}, {left} left")
 
 
 class Bar:

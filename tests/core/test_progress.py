@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -36,6 +37,24 @@ def test_a_terminal_shows_label_count_and_what_it_is_at(monkeypatch: pytest.Monk
         shown.refresh()
     assert "pruning layer1" in screen.getvalue()
     assert "2/3" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 4), (3600.0, 0)])
+def test_a_dumb_terminal_gets_a_line_now_and_then(every: float, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No escape codes, no bars one below the other, no empty lines; but how long it takes."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        progress, "console", Console(file=screen, force_terminal=True, width=120, _environ={"TERM": "dumb"})
+    )
+    monkeypatch.setattr(progress, "LINE_EVERY_S", every)
+    with progress.bars(), bar("pruning", 3) as steps:
+        steps.note("layer1")
+        for _ in range(3):
+            steps.advance()
+    assert len(screen.getvalue().splitlines()) == lines
+    assert "\x1b" not in screen.getvalue()
+    if lines:
+        assert re.fullmatch(r"pruning layer1 2/3, \d:\d\d:\d\d left", screen.getvalue().splitlines()[2])
 
 
 def test_an_iteration_that_is_left_early_takes_its_bar_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
