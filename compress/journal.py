@@ -21,7 +21,7 @@ from secateur.core.files import write_json, writing
 
 T = TypeVar("T")
 _OURS = re.compile(
-    r"journal|experts|pagcp|bundle|\.?(journal\.json|original\.onnx(\.data)?|.+\.pt)(\.\w{8})?|\.bundle\.\w{8}"
+    r"journal|lock|experts|pagcp|bundle|\.?(journal\.json|original\.onnx(\.data)?|.+\.pt)(\.\w{8})?|\.bundle\.\w{8}"
 )
 """What stands in the folder of a run that is not finished, half-written files among it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def _call(function: Any, reference: str) -> Workload:
     from secateur.core.task import Workload
 
     try:
-        made = function()
+        made = _undisturbed(function)
     except SecateurError:
         raise
     except Exception as error:
@@ -108,6 +109,20 @@ def _call(function: Any, reference: str) -> Workload:
     if not isinstance(made, Workload):
         raise WorkloadError(f'"{reference}" returned {_described(made)}', "it must return a secateur.Workload")
     return made if made.reference else replace(made, reference=reference)
+
+
+def _undisturbed(function: Any) -> Any:
+    """What a function returns; the working folder and torch's gradient mode, which it may have changed, are as before:
+    outputs are relative to where the command was typed, and what is compressed is trained."""
+    import torch
+
+    here = Path.cwd()
+    try:
+        return function()
+    finally:
+        torch.set_grad_enabled(True)
+        if Path.cwd() != here:
+            os.chdir(here)
 
 
 def _failure(doing: str, error: Exception) -> WorkloadError:

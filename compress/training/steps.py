@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.compress import ranks
-from secateur.core.errors import DataError
+from secateur.core.errors import DataError, ModelError
 from secateur.core.task import Batch, Workload
 
 
@@ -120,8 +120,17 @@ def warmup_cosine(progress: float, warmup: float) -> float:
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights decay; biases and normalisation parameters do not."""
+    """Weights decay; biases and normalisation parameters do not.
+
+    Raises:
+        ModelError: no parameter may change.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ModelError(
+            "every parameter of the model is frozen: there is nothing to train",
+            "set requires_grad=True on those that may change, or train for 0 epochs",
+        )
     return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
 
 

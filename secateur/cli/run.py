@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,20 +16,24 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from secateur.cli.blame import users_failure
 from secateur.cli.verb import Answer
-from secateur.core.errors import SecateurError, StoppedError
+from secateur.core.errors import OutputError, SecateurError, StoppedError
 
 UNEXPECTED, STOPPED = 1, StoppedError.exit_code
+NARROWEST = 40
+"""Columns of a table, whatever the terminal says of itself: COLUMNS=0 would show nothing."""
 
 
 def run(app: typer.Typer, args: Sequence[str]) -> int:
     """The exit code of `secateur ARGS`."""
     as_json, debug = "--json" in args, "--debug" in args
+    _open_closed_streams()
     try:
         with _stoppable(), _one_line_warnings(debug), _no_other_output(as_json):
             result = app(list(args) or ["--help"], standalone_mode=False, obj=list(args), prog_name="secateur")
@@ -36,12 +41,24 @@ def run(app: typer.Typer, args: Sequence[str]) -> int:
             raise KeyboardInterrupt
         return _answer(result, as_json) if isinstance(result, Answer) else int(result or 0)
     except BrokenPipeError:  # nobody reads on: `secateur ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return UNEXPECTED
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if debug:
             traceback.print_exc()
         return _refuse(_clear(error), as_json)
+
+
+def _open_closed_streams() -> None:
+    """Whoever starts this may have closed its streams (`>&-`, a daemon): what is said there is said to nobody."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - as long as the process lives
+
+
+def _drop_output() -> None:
+    """What stands in the buffer of stdout and cannot be written, so that Python does not say so at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(answer: Answer, as_json: bool) -> int:
@@ -51,8 +68,10 @@ def _answer(answer: Answer, as_json: bool) -> int:
     else:
         from rich.console import Console
 
+        console = Console(highlight=False, markup=False, emoji=False)
+        console.width = max(console.width, NARROWEST)
         try:
-            answer.show(Console(highlight=False, markup=False, emoji=False))
+            answer.show(console)
         except SystemExit:  # rich's answer to a reader that went away
             return UNEXPECTED
     sys.stdout.flush()
@@ -64,9 +83,13 @@ def _answer(answer: Answer, as_json: bool) -> int:
 
 
 def _refuse(error: SecateurError, as_json: bool) -> int:
-    if as_json:
-        _print_json(error.as_json())
-    else:
+    try:
+        if as_json:
+            _print_json(error.as_json())
+    except OSError:
+        _drop_output()
+        as_json = False
+    if not as_json:
         _tolerate_narrow_encodings()
         _show_error(error)
     return error.exit_code
@@ -96,6 +119,8 @@ def _clear(error: BaseException) -> SecateurError:
         return _UsageError(error.format_message(), f"see: {context.command_path if context else 'secateur'} --help")
     if isinstance(error, SystemExit):
         return _UsageError(f"the workload's code ended the program with sys.exit({error.code!r})", "let it return")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return OutputError("no space left for what is printed or written", "free some space")
     if (failure := users_failure(error)) is not None:
         return failure
     lines = str(error).strip().splitlines()
@@ -116,12 +141,12 @@ def _show_error(error: SecateurError) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2), flush=True)
 
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does."""
+    """SIGTERM, and SIGHUP of a terminal that is closed, stop as Ctrl-C does."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -129,11 +154,14 @@ def _stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]  # not: nohup
+    for each in ours:
+        signal.signal(each, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

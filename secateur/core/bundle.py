@@ -171,9 +171,10 @@ class Bundle:
                 f"{folder} is no bundle", f"a bundle is a folder with a {MANIFEST}, as compress writes it"
             )
         bundle = cls(folder, _read_manifest(folder / MANIFEST))
-        for name in bundle.manifest.files:
-            if not bundle.file(name).is_file():
-                raise BundleError(f"{folder}: {name} is missing", _AGAIN)
+        with _readable():
+            for name in bundle.manifest.files:
+                if not bundle.file(name).is_file():
+                    raise BundleError(f"{folder}: {name} is missing", _AGAIN)
         return bundle
 
     def file(self, name: str) -> Path:
@@ -190,7 +191,9 @@ class Bundle:
         expected = self.manifest.files.get(name)
         if expected is None:
             raise BundleError(f"{self.path}: {name} is not in the manifest", "do not use this bundle")
-        if sha256(path) != expected:
+        with _readable():
+            found = sha256(path)
+        if found != expected:
             raise BundleError(f"{self.path}: {name} was changed or truncated", _AGAIN)
         return path
 
@@ -297,9 +300,21 @@ def _sealed(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "seal": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raises:
+    BundleError: this user may not read a file.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise BundleError(f"not allowed to read {error.filename}", "ask its owner for it") from error
+
+
 def _read_manifest(path: Path) -> Manifest:
     try:
-        text = path.read_bytes().decode()
+        with _readable():
+            text = path.read_bytes().decode()
         document = json.loads(text)
         if not isinstance(document, dict):
             raise ValueError("it is no JSON object")

@@ -94,6 +94,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not self.name.strip():
+            raise WorkloadError("a workload without a name", "name it: output folders and tables are called so")
         if not self.tasks:
             raise WorkloadError(f'workload "{self.name}" has no tasks', "give at least one secateur.Task")
         names = self.task_names

@@ -24,7 +24,7 @@ from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.measure import places
 from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
-from secateur.verbs.staging import check_state, dropped_if_hopeless, finish
+from secateur.verbs.staging import dropped_if_hopeless, finish, reserved
 
 
 def compress_to_bundle(
@@ -85,21 +85,21 @@ def staged(
         raise ranks.WorkerDone
     output, where = Path(output), places(targets)
     check_output(output, force)
-    state = check_state(output, resume=resume, force=force)
-    workload = find_workload(workload)
-    say(f"{workload.name}: {what}")
-    with dropped_if_hopeless(state):
-        compressed = compress(workload, state / "journal")
-    kept = compressed.workload
-    original = _original(kept, state / "original.onnx")
-    bundle = compressed.save(state / "bundle", force=True, command=command)
-    try:
-        complete(bundle, kept, formats=("onnx",) if original else (), where=where, original=original)
-    except (ExportError, ParityError) as error:
-        finish(bundle, output)
-        error.hint = f"the compressed model was kept in {output}, without this artefact; {error.hint}"
-        raise
-    return finish(Bundle.open(bundle.path), output)
+    with reserved(output, resume=resume, force=force) as state:
+        workload = find_workload(workload)
+        say(f"{workload.name}: {what}")
+        with dropped_if_hopeless(state):
+            compressed = compress(workload, state / "journal")
+        kept = compressed.workload
+        original = _original(kept, state / "original.onnx")
+        bundle = compressed.save(state / "bundle", force=True, command=command)
+        try:
+            complete(bundle, kept, formats=("onnx",) if original else (), where=where, original=original)
+        except (ExportError, ParityError) as error:
+            finish(bundle, output)
+            error.hint = f"the compressed model was kept in {output}, without this artefact; {error.hint}"
+            raise
+        return finish(Bundle.open(bundle.path), output)
 
 
 def _original(workload: Workload, path: Path) -> Path | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secateur.compress import ranks, slimmable
+from secateur.compress import slimmable
 from secateur.compress.compressed import Compressed, channel_map_of
 from secateur.compress.slimmable import Elastic, Settings, Start, load_elastic
 from secateur.compress.slimmable.export import Configurations
@@ -51,7 +51,7 @@ from secateur.verbs.sources import (
     open_bundle,
     workload_of,
 )
-from secateur.verbs.staging import check_state, dropped_if_hopeless, finish
+from secateur.verbs.staging import dropped_if_hopeless, finish, reserved
 
 FOLDER = "elastic"
 """Where a bundle keeps its elastic files."""
@@ -145,23 +145,23 @@ def slim_to_bundle(
     output, where = Path(output), places(targets)
     check_layout(layout)
     check_output(output, force)
-    state = check_state(output, resume=resume or not ranks.leads(), force=force)
-    found, start = started_from(workload)
-    say(f"making {found.name} elastic")
-    with dropped_if_hopeless(state):
-        result = slimmable.slim(found, settings, seed=seed, state=state / "journal", resume=resume, start=start)
-    bundle = result.save(state / "bundle", force=True, command=command)
-    source = _source(result)
-    try:
-        with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
-            made = Path(temporary) / FOLDER
-            made.mkdir()
-            table = export_and_measure(source, made, where, layout, result.parts)
-            bundle = _with_files(bundle, table, made, found)
-    except (ExportError, ParityError) as error:
-        warnings.warn(f"no elastic files, and nothing is measured: {error.message}", stacklevel=2)
-        bundle = _with_files(bundle, predicted_on(result.table, where, result.parts), None, found)
-    return finish(bundle, output)
+    with reserved(output, resume=resume, force=force) as state:
+        found, start = started_from(workload)
+        say(f"making {found.name} elastic")
+        with dropped_if_hopeless(state):
+            result = slimmable.slim(found, settings, seed=seed, state=state / "journal", resume=resume, start=start)
+        bundle = result.save(state / "bundle", force=True, command=command)
+        source = _source(result)
+        try:
+            with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+                made = Path(temporary) / FOLDER
+                made.mkdir()
+                table = export_and_measure(source, made, where, layout, result.parts)
+                bundle = _with_files(bundle, table, made, found)
+        except (ExportError, ParityError) as error:
+            warnings.warn(f"no elastic files, and nothing is measured: {error.message}", stacklevel=2)
+            bundle = _with_files(bundle, predicted_on(result.table, where, result.parts), None, found)
+        return finish(bundle, output)
 
 
 def export_and_measure(source: ElasticSource, folder: Path, where: Sequence[Place], layout: str, parts: Parts) -> Table:

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from secateur.compress import ranks
 from secateur.compress.journal import check_own
 from secateur.core.bundle import Bundle
 from secateur.core.errors import BudgetError, DataError, ModelError, OutputError
 from secateur.core.files import clear_errors, writing_folder
 
+LOCK = "lock"
+"""In the state folder of a run that goes on."""
+
 
 def state_folder(output: Path) -> Path:
     """Where work that ends in `output` keeps what is not finished."""
     return output.with_name(f"{output.name}.state")
+
+
+@contextmanager
+def reserved(output: Path, *, resume: bool, force: bool) -> Iterator[Path]:
+    """The checked state folder of an output that one process at a time makes; what one that dies had is free.
+
+    Raises:
+        OutputError: another process does; or as `check_state`.
+    """
+    state = state_folder(output)
+    if not ranks.leads():  # the first process reserves for all
+        yield state
+        return
+    with clear_errors(state):
+        state.mkdir(parents=True, exist_ok=True)
+        file = (state / LOCK).open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another process is making {output}", "wait until it ends, or choose another output with -o"
+            ) from error
+        try:
+            yield check_state(output, resume=resume, force=force)
+        finally:
+            (state / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # there is something to resume from, or nothing at all any more
+                state.rmdir()
 
 
 def check_state(output: Path, *, resume: bool = False, force: bool = False) -> Path:
@@ -27,7 +61,7 @@ def check_state(output: Path, *, resume: bool = False, force: bool = False) -> P
     """
     state = state_folder(output)
     with clear_errors(state):
-        taken = state.exists() and (not state.is_dir() or any(state.iterdir()))
+        taken = state.exists() and (not state.is_dir() or any(each.name != LOCK for each in state.iterdir()))
         check_own(state)
     if taken and not resume and not force:
         raise OutputError(

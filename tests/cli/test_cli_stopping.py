@@ -3,6 +3,8 @@ the same weights as a run that nobody stopped."""
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from pathlib import Path
 
 from shell import QUICK, Secateur
@@ -34,6 +36,13 @@ def test_terminated_while_fine_tuning(process: Secateur, secateur: Secateur, fin
     assert any("finetune" in name for name in names(folder / "out.state" / "journal"))
     assert secateur(*COMMAND, "--resume").code == 0
     assert weights(folder / "out") == weights(finished)
+
+
+def test_a_terminal_that_is_closed_stops_it_unless_nohup_was_said(process: Secateur, folder: Path) -> None:
+    stopped = process(*COMMAND, TOYS_SIGNAL="SIGHUP", TOYS_STOP_AFTER="8")
+    assert (stopped.code, names(folder)) == (130, ["out.state"])
+    ignoring = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    assert process(*COMMAND, "--force", before=ignoring, TOYS_SIGNAL="SIGHUP", TOYS_STOP_AFTER="8").code == 0
 
 
 def test_killed_and_resumed_but_not_as_another_run(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -137,3 +138,19 @@ def nan_in_training() -> Workload:
         return value * float("nan") if prediction.requires_grad else value
 
     return replace(found, tasks=(Task("depth", loss, Mean(F.l1_loss), "lower"), found.tasks[1]))
+
+
+def nameless() -> Workload:
+    return replace(pair(), name="")
+
+
+def frozen() -> Workload:
+    found = pair()
+    found.model.requires_grad_(False)
+    return replace(found, name="frozen")
+
+
+def of_an_inference_script() -> Workload:
+    torch.set_grad_enabled(False)
+    os.chdir(Path(__file__).parent)
+    return replace(pair(), name="inference")

@@ -1,0 +1,92 @@
+"""What surrounds a command: closed and full streams, terminals of no width, files of others, another process, and
+workloads whose code changes what it should not."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shell import QUICK, Secateur
+
+from secateur.core.bundle import Bundle
+
+COMPRESS = ("--budget", "flops<=60%", *QUICK)
+NO_SPACE = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    script = command.replace("secateur", f"{sys.executable} -m secateur")
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("args", ["verify bundle", "targets --json"])
+def test_closed_streams_are_said_to_nobody(args: str, bundle: Bundle) -> None:
+    done = shell(f"secateur {args} <&- >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell(f"secateur {args} <&- >&- 2>&-").returncode == 0
+
+
+@NO_SPACE
+@pytest.mark.parametrize("args", ["--help", "targets", "targets --json"])
+def test_output_that_finds_no_space_is_one_line(args: str) -> None:
+    done = shell(f"secateur {args} > /dev/full")
+    assert done.returncode == 2
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == ["error", "hint"], done.stderr
+    assert "no space left" in done.stderr
+
+
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_terminal_of_no_width_gets_a_table(
+    columns: str, secateur: Secateur, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = secateur("targets")
+    assert "cpu:openvino" in shown.out
+    assert len(shown.out.splitlines()) < 100
+
+
+def test_a_file_that_may_not_be_read_is_not_damaged(
+    secateur: Secateur, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root sees it: whoever reads a certain file is refused."""
+    for name in ("manifest.json", "points/00/channels.json"):
+        with monkeypatch.context() as patch:
+            for call in ("read_bytes", "is_file", "open"):
+                patch.setattr(Path, call, _refusing(getattr(Path, call), name, spared=call == "is_file"))
+            secateur("verify", bundle.path).refused(2, "not allowed to read", f"bundle/{name}")
+
+
+def _refusing(call: Callable[..., object], name: str, spared: bool) -> Callable[..., object]:
+    def refusing(path: Path, *args: object, **named: object) -> object:
+        if path.as_posix().endswith(name) and not (spared and name == "manifest.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return call(path, *args, **named)
+
+    return refusing
+
+
+def test_two_at_once_do_not_make_the_same_output(secateur: Secateur, folder: Path) -> None:
+    Path("out.state").mkdir()
+    with Path("out.state/lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for verb in (("compress", "toys:pair", *COMPRESS), ("compress", "toys:pair", "--method", "slimmable")):
+            for more in ((), ("--resume",), ("--force",)):
+                secateur(*verb, "-o", "out", *more).refused(2, "another process is making out", "-o")
+    assert secateur("compress", "toys:pair", *COMPRESS, "-o", "out").code == 0, "of one that died nothing is left"
+    assert [path.name for path in folder.iterdir()] == ["out"]
+
+
+def test_a_workload_without_a_name_and_a_frozen_model_are_refused(secateur: Secateur, folder: Path) -> None:
+    secateur("compress", "toys:nameless", *COMPRESS).refused(2, "without a name")
+    secateur("compress", "toys:frozen", *COMPRESS, "-o", "out").refused(2, "every parameter", "frozen", "requires_grad")
+    assert list(folder.iterdir()) == []
+
+
+def test_code_that_changes_folder_and_gradient_mode_is_compressed_all_the_same(process: Secateur, folder: Path) -> None:
+    made = process("compress", "toys:of_an_inference_script", *COMPRESS, "-o", "out")
+    assert made.code == 0, made.err
+    assert Bundle.open(folder / "out").verify() == []
