@@ -35,6 +35,7 @@ def reserved(output: Path, *, resume: bool, force: bool) -> Iterator[Path]:
         yield state
         return
     with clear_errors(state):
+        new = [state, *(parent for parent in state.parents if not parent.exists())]
         state.mkdir(parents=True, exist_ok=True)
         file = (state / LOCK).open("w")
     with file:
@@ -48,8 +49,9 @@ def reserved(output: Path, *, resume: bool, force: bool) -> Iterator[Path]:
             yield check_state(output, resume=resume, force=force)
         finally:
             (state / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # there is something to resume from, or nothing at all any more
-                state.rmdir()
+            for folder in new:
+                with suppress(OSError):  # there is a result or something to resume from, or nothing at all any more
+                    folder.rmdir()
 
 
 def check_state(output: Path, *, resume: bool = False, force: bool = False) -> Path:
