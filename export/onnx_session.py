@@ -59,10 +59,15 @@ def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix:
             _ = value.name, value.shape  # text that may be no UTF-8 in a damaged file
         return session
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise ExportError(
-            f"{path} is not an ONNX model that ONNX Runtime can run: {runtime_reason(error)}",
-            "the file may be truncated: copy or export it again",
-        ) from error
+        reason = runtime_reason(error)
+        raise ExportError(f"{path} is not an ONNX model that ONNX Runtime can run: {reason}", _hint(reason)) from error
+
+
+def _hint(reason: str) -> str:
+    """What to do about a model that does not load."""
+    if "Could not find an implementation" in reason:
+        return "it has no kernel for that operator and number format: export the model in float32"
+    return "the file may be truncated: copy or export it again"
 
 
 def _holds_float16(path: Path) -> bool:

@@ -6,8 +6,11 @@ else is in this process: no other runtime whose threads would compete, no torch.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from secateur.export.load import load_formats
 
 def main() -> None:
     """Serve until the other side closes the pipe."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not stand among the answers
     try:
@@ -36,6 +40,13 @@ def main() -> None:
             _answer(answers, {"ms": _turn(call)})
         except SecateurError as error:
             _answer(answers, error.as_json())
+
+
+def _end_with_parent() -> None:
+    """Be killed when the process that started this one ends, however it does: while stopped, this one would not see
+    its pipe close. Linux only (`prctl`, PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _load(job: dict[str, Any]) -> Callable[[], object]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,6 +47,38 @@ def test_nothing_else_is_in_the_process() -> None:
     code = f"import secateur.targets.worker as w, sys; w.load_formats(); print({heavy} & {{*sys.modules}})"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped process with its parent")
+def test_a_killed_parent_leaves_no_stopped_process(tmp_path: Path) -> None:
+    path = matmul_chain(tmp_path / "m.onnx", 8, 2)
+    program = (
+        "import numpy as np, sys, time; from pathlib import Path; from secateur.targets.apart import Process\n"
+        f"one = Process('onnx', Path({str(path)!r}), [np.eye(8, dtype=np.float32)])\n"
+        "print(one._child.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        try:
+            assert state(pid) == "T"
+            parent.kill()
+            assert gone(pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within some seconds; one that nobody waited for is a zombie."""
+    for _ in range(100):
+        try:
+            if state(pid) == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.fixture
