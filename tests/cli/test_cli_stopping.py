@@ -39,9 +39,9 @@ def test_terminated_while_fine_tuning(process: Secateur, secateur: Secateur, fin
 
 
 def test_a_terminal_that_is_closed_stops_it_unless_nohup_was_said(process: Secateur, folder: Path) -> None:
-    stopped = process(*COMMAND, TOYS_SIGNAL="SIGHUP", TOYS_STOP_AFTER="8")
+    plain, ignoring = (partial(signal.signal, signal.SIGHUP, each) for each in (signal.SIG_DFL, signal.SIG_IGN))
+    stopped = process(*COMMAND, before=plain, TOYS_SIGNAL="SIGHUP", TOYS_STOP_AFTER="8")
     assert (stopped.code, names(folder)) == (130, ["out.state"])
-    ignoring = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     assert process(*COMMAND, "--force", before=ignoring, TOYS_SIGNAL="SIGHUP", TOYS_STOP_AFTER="8").code == 0
 
 
