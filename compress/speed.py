@@ -82,9 +82,9 @@ def trains_in(precision: torch.dtype, model: nn.Module, inputs: Any, tasks: tupl
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for the next step to use. glibc hands large tensors back to the system, and
-    the page faults of getting them anew take 5 to 15 % of fine-tuning on a CPU. For a command's own process: a library
-    does not decide over its caller's memory. Where the C library is another, nothing changes."""
+    """Let this process keep what it frees, for the next step to use: glibc hands large tensors back to the system, and
+    getting them anew is a page fault for every 4 KiB. For a command's own process: a library does not decide over its
+    caller's memory. Where the C library is another, nothing changes."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         for size in (2**30, 2**25):  # the larger one is refused by versions before 2.35

@@ -56,8 +56,8 @@ class Attempts:
         return self._found[key]
 
     def _try(self, names: Sequence[str]) -> Failure | None:
-        for draw in range(2):
-            keep = {name: some(self._groups[name].channels, self._numbers[name] + 0.37 * draw) for name in names}
+        for draw, choose in enumerate((some, last)):
+            keep = {name: choose(self._groups[name].channels, self._numbers[name] + 0.37 * draw) for name in names}
             places: list[str] = []
             try:
                 failure = self._compare(keep, places, train=self._groups.trains and draw == 0)
@@ -122,6 +122,12 @@ def lively(model: nn.Module) -> nn.Module:
                 if 0 < size < 1:
                     tensor.div_(size)
     return fresh
+
+
+def last(channels: int, number: float) -> Index:
+    """The last ones, as many as `some` keeps: a half that the user's code takes of the width it sees (`x[:, : c // 2]`)
+    then holds channels of the other half, which a random choice can miss by luck where the width is odd."""
+    return np.arange(channels - len(some(channels, number)), channels)
 
 
 def some(channels: int, number: float) -> Index:

@@ -34,8 +34,8 @@ from secateur.profiles.graph import Graph, ancestors
 from secateur.profiles.macs import node_macs
 
 ROUNDING = 0.02
-"""Relative difference of a loss that reduced precision may make; what candidates are judged by is how much more
-they lose in the same precision, most of which this is no part of."""
+"""Relative difference that reduced precision may make to a loss. Candidates are compared with the model as pruned so
+far in the same precision, where most of it cancels."""
 
 
 @dataclass

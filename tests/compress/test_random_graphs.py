@@ -49,3 +49,17 @@ def test_masked_equals_cut(steps: list[Step], heads: int, seed: int) -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_kind_of_step_between_convolutions(kind: str) -> None:
     check([("conv", 0, 6), (kind, 1, 3), ("conv", 2, 5)], 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "heads", "seed"),
+    [
+        ([("gate", 11, 1), ("norm", 7, 2), ("gate", 8, 0), ("transposed", 6, 3), ("inplace", 4, 1)], 3, 19),
+        ([("conv", 5, 3), ("grouped", 3, 10), ("cat", 1, 1), ("grouped", 8, 5), ("inplace", 1, 11)], 2, 36),
+        ([("chunk", 1, 7), ("inplace", 11, 0), ("cat", 2, 7), ("layer_norm", 2, 4)], 3, 46),
+        ([("chunk", 3, 3), ("inplace", 1, 0)], 3, 87),
+    ],
+)
+def test_half_of_an_odd_width_is_taken_by_the_code(steps: list[Step], heads: int, seed: int) -> None:
+    """Found at length (benchmarks/random_graphs.py): the trial cuts of both draws agreed with such code by luck."""
+    check(steps, heads, seed)
