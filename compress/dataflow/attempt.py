@@ -49,15 +49,15 @@ class Attempts:
         return self([group.name for group in self._groups.prunable])
 
     def __call__(self, names: Sequence[str]) -> Failure | None:
-        """What goes wrong when about half of every named group is cut; None when nothing does."""
+        """What goes wrong when every named group is cut, to about half or to one channel; None when nothing does."""
         key = frozenset(names)
         if key not in self._found:
             self._found[key] = self._try(names) if names else None
         return self._found[key]
 
     def _try(self, names: Sequence[str]) -> Failure | None:
-        for draw, choose in enumerate((some, last)):
-            keep = {name: choose(self._groups[name].channels, self._numbers[name] + 0.37 * draw) for name in names}
+        for draw, choose in enumerate((some, last, first, every_other)):
+            keep = {name: choose(self._groups[name].channels, self._numbers[name]) for name in names}
             places: list[str] = []
             try:
                 failure = self._compare(keep, places, train=self._groups.trains and draw == 0)
@@ -124,18 +124,36 @@ def lively(model: nn.Module) -> nn.Module:
     return fresh
 
 
-def last(channels: int, number: float) -> Index:
-    """The last ones, as many as `some` keeps: a half that the user's code takes of the width it sees (`x[:, : c // 2]`)
-    then holds channels of the other half, which a random choice can miss by luck where the width is odd."""
-    return np.arange(channels - len(some(channels, number)), channels)
-
-
-def some(channels: int, number: float) -> Index:
-    """Between 3 and 7 tenths of a group's channels, spread irregularly; the group's number chooses how many, so that
-    groups of equal sizes are cut to different ones, and no size fits by accident."""
-    share = 0.3 + 0.4 * (number * 0.6180339887 % 1.0)
+def some(channels: int, number: int) -> Index:
+    """Between 3 and 7 tenths of a group's channels, spread irregularly."""
     order = np.argsort((np.arange(channels) * 0.6180339887) % 1.0, kind="stable")
-    return np.sort(order[: min(max(1, round(share * channels)), channels - 1)]).astype(np.int64)
+    return np.sort(order[: _width(channels, number)]).astype(np.int64)
+
+
+def last(channels: int, number: int) -> Index:
+    """The last ones, odd in number where `some` keeps an even one: code that takes a half of the width it sees
+    (`x[:, : c // 2]`) then meets an odd width, and channels of the other half, which `some` can miss by luck."""
+    width = _width(channels, number + 0.37)
+    if (width - _width(channels, number)) % 2 == 0:
+        width += 1 if width + 1 < channels else -1
+    return np.arange(channels - max(1, width), channels)
+
+
+def first(channels: int, number: int) -> Index:
+    """One channel: the smallest width is one that a user may choose, and its half is none."""
+    return np.arange(1)
+
+
+def every_other(channels: int, number: int) -> Index:
+    """Every other group is whole: two that must be cut together cannot agree by accident as easily."""
+    return some(channels, number) if number % 2 else np.arange(channels)
+
+
+def _width(channels: int, number: float) -> int:
+    """How many: the group's number chooses, so that groups of equal sizes are cut to different ones, and no size fits
+    by accident."""
+    share = 0.3 + 0.4 * (number * 0.6180339887 % 1.0)
+    return min(max(1, round(share * channels)), channels - 1)
 
 
 def tolerance(output: Tensor) -> float:

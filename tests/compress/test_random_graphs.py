@@ -6,6 +6,7 @@ RANDOM_GRAPHS=500 pytest tests/compress/test_random_graphs.py
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from random_models import KINDS, SIZE, Program, Step
 from traces import assert_same, masked_outputs, outputs, random_keep, trace_quietly
 
 from secateur.compress.dataflow.costs import CostModel
+from secateur.core.costs import Costs
 from secateur.profiles.count import count
 
 STEPS = st.lists(
@@ -28,13 +30,22 @@ def check(steps: list[Step], heads: int, seed: int) -> None:
     expected = outputs(model, inputs)
     groups = trace_quietly(model, inputs)
     assert_same(masked_outputs(groups, {}, inputs), expected)
+    costs = CostModel(groups)
     for keep in (random_keep(groups.prunable, seed), {group.name: [0] for group in groups.prunable}):
         small = groups.cut(keep)
         found = outputs(small, inputs)
         assert_same(found, masked_outputs(groups, keep, inputs))
         assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
-    costs = CostModel(groups)
-    assert costs.costs(costs.widths({name: len(kept) for name, kept in keep.items()})) == count(small, inputs).costs
+        modelled = costs.costs(costs.widths({name: len(kept) for name, kept in keep.items()}))
+        check_costs(modelled, count(small, inputs).costs, single=any(len(kept) == 1 for kept in keep.values()))
+
+
+def check_costs(modelled: Costs, counted: Costs, *, single: bool) -> None:
+    """Equal, but that a dimension of one element lets a reshape share the memory which it copies at any other width."""
+    if single:
+        assert modelled.peak_memory_bytes >= counted.peak_memory_bytes
+        counted = replace(counted, peak_memory_bytes=modelled.peak_memory_bytes)
+    assert modelled == counted
 
 
 @settings(
@@ -58,8 +69,28 @@ def test_each_kind_of_step_between_convolutions(kind: str) -> None:
         ([("conv", 5, 3), ("grouped", 3, 10), ("cat", 1, 1), ("grouped", 8, 5), ("inplace", 1, 11)], 2, 36),
         ([("chunk", 1, 7), ("inplace", 11, 0), ("cat", 2, 7), ("layer_norm", 2, 4)], 3, 46),
         ([("chunk", 3, 3), ("inplace", 1, 0)], 3, 87),
+        (
+            [
+                ("flatten", 0, 3),
+                ("flatten", 5, 6),
+                ("multiply", 8, 0),
+                ("conv", 9, 4),
+                ("inplace", 1, 6),
+                ("activate", 7, 11),
+                ("shuffle", 2, 0),
+                ("shuffle", 4, 11),
+                ("grouped", 7, 11),
+            ],
+            2,
+            69,
+        ),
     ],
 )
 def test_half_of_an_odd_width_is_taken_by_the_code(steps: list[Step], heads: int, seed: int) -> None:
-    """Found at length (benchmarks/random_graphs.py): the trial cuts of both draws agreed with such code by luck."""
+    """Found at length (benchmarks/random_graphs.py): the trial cuts of both draws agreed with such code by luck,
+    in the last case with code whose result is not used, which a trace leaves out."""
     check(steps, heads, seed)
+
+
+def test_a_reshape_that_copies_at_every_width_but_one() -> None:
+    check([("shuffle", 11, 11), ("inplace", 8, 10)], 3, 51)
