@@ -73,6 +73,46 @@ class Program(nn.Module):
         return len(self.shapes) - 1
 
 
+class Attention(nn.Module):
+    """Self-attention over tokens [B, T, C]; the code counts heads, or takes their width from the input's."""
+
+    def __init__(self, width: int, heads: int, *, by_count: bool) -> None:
+        super().__init__()
+        self.heads, self.by_count = heads, by_count
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        size = -1 if self.by_count else width // self.heads
+        query, key, value = self.qkv(x).reshape(batch, tokens, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Split(nn.Module):
+    """[B, C, H, W] in two parts of unequal widths, which an attribute holds; one goes through a convolution."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.widths = [left, right]
+        self.conv = nn.Conv2d(right, right, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.split(self.widths, 1)
+        return torch.cat([self.conv(right), left], 1)
+
+
+class Scale(nn.Module):
+    """A factor for every channel, and the mean over pixels added back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor + x.mean((2, 3), keepdim=True)
+
+
 def conv(p: Program, source: int, number: int) -> None:
     channels, size = p.shapes[source]
     out, kernel = 2 + number % 9, (1, 3)[number % 2]
@@ -236,10 +276,48 @@ def inplace(p: Program, source: int, number: int) -> None:
     p.add(step, channels, size)
 
 
+def attention(p: Program, source: int, number: int) -> None:
+    """Pixels as tokens look at each other, with a residual path."""
+    channels, size = p.shapes[source]
+    heads = next(heads for heads in ((4, 2, 1), (2, 1), (1,))[number % 3] if channels % heads == 0)
+    own = p.layer(Attention(channels, heads, by_count=number % 2 == 0))
+
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
+        tokens = values[source].flatten(2).transpose(1, 2)
+        return (tokens + layers[own](tokens)).transpose(1, 2).reshape(values[source].shape)
+
+    p.add(step, channels, size)
+
+
+def mlp(p: Program, source: int, number: int) -> None:
+    """Two linear layers over the channels of each pixel, with a residual path."""
+    channels, size = p.shapes[source]
+    hidden = nn.Linear(channels, 3 + number % 4)
+    own = p.layer(nn.Sequential(nn.LayerNorm(channels), hidden, nn.GELU(), nn.Linear(hidden.out_features, channels)))
+
+    def step(layers: nn.ModuleList, values: list[Tensor]) -> Tensor:
+        return values[source] + layers[own](values[source].movedim(1, -1)).movedim(-1, 1)
+
+    p.add(step, channels, size)
+
+
+def split(p: Program, source: int, number: int) -> None:
+    channels, size = p.shapes[source]
+    if channels < 3:
+        return conv(p, source, number)
+    left = 1 + number % (channels - 1)
+    p.apply_to(source, Split(left, channels - left), channels, size)
+
+
+def broadcast(p: Program, source: int, number: int) -> None:
+    channels, size = p.shapes[source]
+    p.apply_to(source, Scale(channels), channels, size)
+
+
 KINDS: dict[str, Callable[[Program, int, int], None]] = {
     function.__name__: function
     for function in (
         conv, depthwise, grouped, transposed, norm, layer_norm, activate, add, multiply, cat, chunk, shuffle, gate,
-        attend, resize, pixels, twice, flatten, inplace,
+        attend, resize, pixels, twice, flatten, inplace, attention, mlp, split, broadcast,
     )
 }  # fmt: skip
