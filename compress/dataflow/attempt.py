@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow.channel_groups import ChannelGroups
-from secateur.compress.dataflow.groups import Index, Keep
+from secateur.compress.dataflow.groups import ChannelGroup, Index, Keep
 from secateur.core.predict import as_args, takes_task
 
 TOLERANCE = 1e-4
@@ -43,6 +43,7 @@ class Attempts:
     def __init__(self, groups: ChannelGroups, inputs: Any, tasks: Sequence[str]) -> None:
         self._groups, self._inputs, self._tasks = groups.of(lively(groups.model)), inputs, tasks
         self._numbers = {name: number for number, name in enumerate(groups)}
+        self._codes = codes([groups[name] for name in groups.sized_in_code])
         self._found: dict[frozenset[str], Failure | None] = {}
 
     def all(self) -> Failure | None:
@@ -56,8 +57,7 @@ class Attempts:
         return self._found[key]
 
     def _try(self, names: Sequence[str]) -> Failure | None:
-        for draw, choose in enumerate((some, last, first, every_other)):
-            keep = {name: choose(self._groups[name].channels, self._numbers[name]) for name in names}
+        for draw, keep in enumerate(self._draws(names)):
             places: list[str] = []
             try:
                 failure = self._compare(keep, places, train=self._groups.trains and draw == 0)
@@ -67,6 +67,19 @@ class Attempts:
             if failure:
                 return failure
         return None
+
+    def _draws(self, names: Sequence[str]) -> Iterator[Keep]:
+        """What to keep in one trial after the other. In the last ones some groups are whole, so that of any two whose
+        sizes the code may hold or take from each other, one is once cut while the other is not: sizes that must agree
+        do not agree by accident every time."""
+        for choose in (some, last, first):
+            yield {name: choose(self._groups[name].channels, self._numbers[name]) for name in names}
+        for bit in range(max((self._codes.get(name, 0) for name in names), default=0).bit_length()):
+            whole = [name for name in names if self._codes.get(name, 0) >> bit & 1]
+            if len(whole) < len(names):
+                yield {
+                    name: some(self._groups[name].channels, self._numbers[name]) for name in names if name not in whole
+                }
 
     def _compare(self, keep: Keep, places: list[str], *, train: bool) -> Failure | None:
         """Cut and masked model on the same input, then a training pass of the cut one."""
@@ -124,6 +137,25 @@ def lively(model: nn.Module) -> nn.Module:
     return fresh
 
 
+def codes(groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    """A number from 1 for each group; those of repeated blocks share it."""
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(map(kind_of, groups)), 1)}
+    return {group.name: kinds[kind_of(group)] for group in groups}
+
+
+def kind_of(group: ChannelGroup) -> tuple[tuple[str, int, str, int], ...]:
+    """What groups of repeated blocks have in common: members but for numbers in their names."""
+    return tuple(
+        (
+            ".".join(part for part in member.parameter.split(".") if not part.isdigit()),
+            member.dim,
+            member.role,
+            member.index.shape[1],
+        )
+        for member in group.members
+    )
+
+
 def some(channels: int, number: int) -> Index:
     """Between 3 and 7 tenths of a group's channels, spread irregularly."""
     order = np.argsort((np.arange(channels) * 0.6180339887) % 1.0, kind="stable")
@@ -142,11 +174,6 @@ def last(channels: int, number: int) -> Index:
 def first(channels: int, number: int) -> Index:
     """One channel: the smallest width is one that a user may choose, and its half is none."""
     return np.arange(1)
-
-
-def every_other(channels: int, number: int) -> Index:
-    """Every other group is whole: two that must be cut together cannot agree by accident as easily."""
-    return some(channels, number) if number % 2 else np.arange(channels)
 
 
 def _width(channels: int, number: float) -> int:

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from secateur.compress.channel_map import ChannelMap, Index, named_tensors, within
 from secateur.compress.dataflow.attributes import Binding, resized
-from secateur.compress.dataflow.coupling import Coupling
+from secateur.compress.dataflow.coupling import Coupling, channels_sized_in_code
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
@@ -77,6 +77,21 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
         return self.groups.prunable
+
+    @cached_property
+    def sized_in_code(self) -> tuple[str, ...]:
+        """The prunable groups with channels in calls that take sizes from the user's code."""
+        names = {component: group.name for group in self.prunable for component in group.components.tolist()}
+        parts = self.components.parts()
+        found = {
+            names[part]
+            for graph in self.graphs
+            for channels in channels_sized_in_code(graph, self.labels)
+            for component in np.unique(self.components.of[channels]).tolist()
+            for part in parts.get(component, (component,))
+            if part in names
+        }
+        return tuple(name for name in self if name in found)
 
     @cached_property
     def masked(self) -> tuple[Masked, ...]:

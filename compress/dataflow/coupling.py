@@ -28,6 +28,7 @@ Coupling = tuple[type, Literal["outside", "attribute"]]
 
 Labelled = Mapping[Node, Any]
 _SPLITS = frozenset(("view", "reshape", "unflatten", "flatten", "_unsafe_view"))
+_SIZED = _SPLITS | {"expand", "split", "split_with_sizes", "chunk", "slice", "narrow"}
 
 
 def couple(
@@ -61,6 +62,14 @@ def couplable(
         if any((components.of[one] != components.of[other]).any() for one, other in pairs):
             found[path].append((type(module), "attribute"))
     return found
+
+
+def channels_sized_in_code(graph: Graph, labels: Labelled) -> Iterator[Channels]:
+    """The dimensions of what goes into calls whose sizes the code gives, and of what comes out."""
+    for node in graph.nodes:
+        if node.op == "call_function" and op_name(node) in _SIZED:
+            for used in (*node.all_input_nodes, node):
+                yield from _arrays(labels, used).values()
 
 
 def _tie_outside(space: Space, path: str, graph: Graph, labels: Labelled) -> None:

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.compress.channel_map import remove_modules
-from secateur.compress.dataflow.attempt import Attempts, Failure, difference, outputs, tolerance
+from secateur.compress.dataflow.attempt import Attempts, Failure, difference, kind_of, outputs, tolerance
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.coupling import Coupling
-from secateur.compress.dataflow.groups import ChannelGroup, Groups
+from secateur.compress.dataflow.groups import Groups
 
 Walk = Callable[[Collection[Coupling]], ChannelGroups]
 """The groups, with the sizes in the code of some module classes coupled."""
@@ -71,7 +71,7 @@ def _culprits(groups: ChannelGroups, attempts: Attempts) -> dict[str, str]:
     while rest and (failure := attempts(rest)):
         rest = _suspects_first(groups, rest, failure)
         culprit, why = _first_failing(attempts, rest, failure)
-        alike = [name for name in rest if _kind(groups[name]) == _kind(groups[culprit])]
+        alike = [name for name in rest if kind_of(groups[name]) == kind_of(groups[culprit])]
         others = [name for name in alike if name != culprit]
         gone = [culprit] if others and attempts(others) is None else alike
         found |= dict.fromkeys(gone, str(why))
@@ -97,19 +97,6 @@ def _suspects_first(groups: ChannelGroups, names: Sequence[str], failure: Failur
         return not any(member.parameter.startswith(f"{place}.") for member in groups[name].members)
 
     return sorted(names, key=far) if place else list(names)
-
-
-def _kind(group: ChannelGroup) -> tuple[tuple[str, int, str, int], ...]:
-    """What groups of repeated blocks have in common: members but for numbers in their names."""
-    return tuple(
-        (
-            ".".join(part for part in member.parameter.split(".") if not part.isdigit()),
-            member.dim,
-            member.role,
-            member.index.shape[1],
-        )
-        for member in group.members
-    )
 
 
 def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, tasks: Sequence[str]) -> bool:

@@ -95,5 +95,23 @@ def test_half_of_an_odd_width_is_taken_by_the_code(steps: list[Step], heads: int
     check(steps, heads, seed)
 
 
+@pytest.mark.parametrize(
+    ("steps", "heads", "seed"),
+    [
+        (
+            [("flatten", 8, 5), ("conv", 6, 4), ("chunk", 1, 7), ("activate", 8, 7), ("add", 9, 1), ("inplace", 3, 8),
+             ("mlp", 3, 4), ("attention", 7, 1)], 1, 28,
+        ),
+        (
+            [("transposed", 9, 5), ("depthwise", 1, 0), ("add", 8, 9), ("conv", 5, 3), ("conv", 10, 1),
+             ("attention", 4, 8), ("resize", 1, 8), ("broadcast", 4, 4), ("attention", 11, 7)], 2, 52,
+        ),
+    ],
+)  # fmt: skip
+def test_the_width_of_a_head_is_taken_from_the_input(steps: list[Step], heads: int, seed: int) -> None:
+    """Found at length: the widths of both were cut alike in every trial."""
+    check(steps, heads, seed)
+
+
 def test_a_reshape_that_copies_at_every_width_but_one() -> None:
     check([("shuffle", 11, 11), ("inplace", 8, 10)], 3, 51)
