@@ -18,12 +18,12 @@ import numpy as np
 from secateur.core import machine
 from secateur.core.files import write_json
 from secateur.profiles.latency.estimate import Estimate
-from secateur.profiles.latency.fit import Fold, leave_one_out
+from secateur.profiles.latency.fit import Fold, data, leave_one_out
 from secateur.profiles.latency.fit_soft_core import leave_one_out as leave_cores_out
 from secateur.profiles.latency.kernels import KernelModel
-from secateur.profiles.latency.published import published
+from secateur.profiles.latency.mixture import adapt, fit
+from secateur.profiles.latency.published import beliefs
 from secateur.profiles.latency.read import read_onnx_bytes
-from secateur.profiles.latency.tables import networks
 from secateur.targets.calibration.meters import METERS
 from secateur.targets.calibration.run import Calibration, read
 from secateur.targets.calibration.sketch import Sketch, Value
@@ -59,21 +59,19 @@ def of_fold(fold: Fold) -> dict[str, object]:
 
 
 def new_devices(count: int, seed: int = 0) -> dict[str, float]:
-    """A device treated as new: its setting predicted from `count` networks measured on it, all others are the test.
-
-    The population was fitted with this device in it, one of 173 settings; see the text in docs/latency.md.
-    """
-    population, random, errors = published("cpu"), np.random.default_rng(seed), []
-    from secateur.profiles.latency.tables import latencies
-
-    settings, names, ms = latencies("cpu")
+    """A device as new: the population is fitted without it, its setting found from `count` networks that were measured
+    on it, and all others are the test."""
+    settings, _, terms, log_ms, traits = data("cpu")
+    random, errors = np.random.default_rng(seed), []
     for index in range(0, len(settings), 6):
-        have = np.flatnonzero(np.isfinite(ms[:, index]))
+        others = [at for at, each in enumerate(settings) if each.device != settings[index].device]
+        population = fit(terms[:, others], log_ms[:, others], traits[others], beliefs("cpu"))
+        have = np.flatnonzero(np.isfinite(log_ms[:, index]))
         given = random.choice(have, count, replace=False)
-        rows = [(networks()[names[each]], float(ms[each, index])) for each in given]
-        device = population.adapt(rows, settings[index].threads)
-        rest = [each for each in have if each not in given]
-        errors += [device.predict(networks()[names[each]]).ms / ms[each, index] - 1 for each in rest]
+        rest = np.setdiff1d(have, given)
+        mine = terms[:, [index]]
+        device = adapt(population, mine[given], log_ms[given][:, [index]], traits[[index]], beliefs("cpu"))
+        errors += np.expm1(device.predict(mine[rest])[:, 0] - log_ms[rest, index]).tolist()
     return summary(np.array(errors))
 
 

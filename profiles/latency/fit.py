@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from secateur.core.files import writing
 from secateur.profiles.latency.mixture import Mixture, fit
-from secateur.profiles.latency.published import Backend, beliefs, spread, terms_of
-from secateur.profiles.latency.tables import Setting, latencies, networks
+from secateur.profiles.latency.published import Backend, beliefs, known, spread, terms_of
+from secateur.profiles.latency.tables import Setting, latencies
 from secateur.profiles.latency.terms import covariates
 
 Array = NDArray[np.float64]
@@ -56,21 +56,22 @@ class Fold:
 
 
 def data(backend: Backend) -> tuple[list[Setting], list[str], Array, Array, Array]:
-    """(settings, names, terms, log milliseconds, covariates)."""
+    """(settings, names, terms, log milliseconds, covariates), shapes as in `mixture`."""
     settings, names, ms = latencies(backend)
-    _, count = terms_of(backend)
-    terms = np.stack([count(networks()[name]) for name in names])
-    threads = [each.threads for each in settings] if backend == "cpu" else None
+    if backend == "vulkan":
+        return settings, names, known(backend), np.log(ms), covariates(None, len(settings))
+    threads = [each.threads for each in settings]
+    terms = np.concatenate([known(backend, count) for count in threads], axis=1)
     return settings, names, terms, np.log(ms), covariates(threads, len(settings))
 
 
 def leave_one_out(backend: Backend) -> Fold:
     """Each network predicted on every device by a model that never saw it."""
-    settings, names, terms, log_ms, known = data(backend)
+    settings, names, terms, log_ms, traits = data(backend)
     predicted, wide = np.full(log_ms.shape, np.nan), np.full(log_ms.shape, np.nan)
     for index in range(len(names)):
         others = np.arange(len(names)) != index
-        mixture = fit(terms[others], log_ms[others], known, beliefs(backend))
+        mixture = fit(terms[others], log_ms[others], traits, beliefs(backend))
         predicted[index] = mixture.predict(terms[[index]])[0]
         wide[index] = spread(mixture, terms[[index]], terms[others])[0]
     return Fold(settings, names, log_ms, predicted, wide)
@@ -78,13 +79,12 @@ def leave_one_out(backend: Backend) -> Fold:
 
 def population(backend: Backend, fold: Fold) -> dict[str, object]:
     """The document of a backend: everything that a prediction needs, and its error."""
-    settings, names, terms, log_ms, known = data(backend)
-    mixture = fit(terms, log_ms, known, beliefs(backend))
+    settings, names, terms, log_ms, traits = data(backend)
+    mixture = fit(terms, log_ms, traits, beliefs(backend))
     errors = 100 * np.nanmedian(np.abs(fold.errors), axis=0)
     return {
         "terms": list(terms_of(backend)[0]),
         "networks": names,
-        "known": _rounded(terms),
         "mean": _rounded(mixture.mean),
         "spread": _rounded(mixture.spread, 6),
         "width": round(fold.width(), 3),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Literal
 
@@ -24,7 +24,7 @@ from secateur.core.errors import DeviceError
 from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.mixture import Beliefs, Mixture, adapt
 from secateur.profiles.latency.operators import FAMILIAR, Operator
-from secateur.profiles.latency.tables import Setting
+from secateur.profiles.latency.tables import Setting, networks
 from secateur.profiles.latency.terms import CPU, GPU, covariates, cpu_terms, gpu_terms, prior
 
 Backend = Literal["cpu", "vulkan"]
@@ -35,17 +35,26 @@ UNFAMILIAR_SD = 0.7
 """The same, for time in kinds of operators that no published network has."""
 
 
-def terms_of(backend: Backend) -> tuple[tuple[str, ...], Callable[[Sequence[Operator]], Array]]:
+def terms_of(backend: Backend, threads: int = 1) -> tuple[tuple[str, ...], Callable[[Sequence[Operator]], Array]]:
     """(names, function) of a backend's terms."""
-    return (CPU, cpu_terms) if backend == "cpu" else (GPU, gpu_terms)
+    return (CPU, partial(cpu_terms, threads=threads)) if backend == "cpu" else (GPU, gpu_terms)
+
+
+@cache
+def known(backend: Backend, threads: int = 1) -> Array:
+    """The terms of the published networks, in the order of their names, (networks, 1, terms)."""
+    _, count = terms_of(backend, threads)
+    return np.stack([count(networks()[name]) for name in sorted(networks())])[:, None]
 
 
 def beliefs(backend: Backend) -> Beliefs:
     """What is believed before the fit, see `mixture`."""
     names, _ = terms_of(backend)
     if backend == "cpu":
-        return Beliefs(prior(names, threads=True))
-    return Beliefs(prior(names, threads=False), mean_sd=(0.1, 0.1), network_sd=0.1, factor_sd=1.0, smallest_sd=0.3)
+        return Beliefs(prior(names, threads=True), mean_sd=(0.02, 0.03), factor_sd=0.7)
+    return Beliefs(
+        prior(names, threads=False), mean_sd=(0.05,), network_sd=0.1, factor_sd=1.0, smallest_sd=0.3, degrees=2.0
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class DeviceModel:
     """
 
     backend: Backend
+    threads: int
     mixture: Mixture
     known: Array
     width: float
@@ -64,13 +74,13 @@ class DeviceModel:
 
     def predict(self, operators: Sequence[Operator]) -> Estimate:
         """Latency of a model for one sample."""
-        names, count = terms_of(self.backend)
-        terms = count(operators)[None]
+        names, count = terms_of(self.backend, self.threads)
+        terms = count(operators)[None, None]
         log_ms, shares = float(self.mixture.predict(terms)[0, 0]), self.mixture.shares(terms)[0, 0]
         spread = float(self.spread(terms)[0])
         unfamiliar = [operator for operator in operators if operator.kind not in FAMILIAR]
         if unfamiliar:
-            share = float(np.exp(self.mixture.predict(count(unfamiliar)[None])[0, 0] - log_ms))
+            share = float(np.exp(self.mixture.predict(count(unfamiliar)[None, None])[0, 0] - log_ms))
             spread = float(np.hypot(spread, UNFAMILIAR_SD * min(share, 1.0)))
         half, ms = self.width * spread, float(np.exp(log_ms))
         likely = 100 * 0.6745 / 1.645 * half  # half of the errors of a normal distribution are smaller
@@ -85,7 +95,7 @@ class DeviceModel:
 
     def layers(self, operators: Sequence[Operator]) -> list[float]:
         """Milliseconds of each operator; they sum to the prediction."""
-        _, count = terms_of(self.backend)
+        _, count = terms_of(self.backend, self.threads)
         scale, factors = np.exp(self.mixture.offsets[0]), np.exp(self.mixture.factors[0])
         return [float(scale * (count([operator]) @ factors)) for operator in operators]
 
@@ -113,7 +123,6 @@ class Population:
 
     backend: Backend
     mixture: Mixture
-    known: Array  # terms of the published networks
     settings: tuple[Setting, ...]
     errors_pct: tuple[float, ...]
     width: float
@@ -139,7 +148,10 @@ class Population:
             self.mixture.mean, self.mixture.spread, self.mixture.factors[[best]], self.mixture.offsets[[best]],
             self.mixture.noise[[best]],
         )  # fmt: skip
-        return DeviceModel(self.backend, mixture, self.known, self.width, self.errors_pct[best])
+        threads = self.settings[best].threads
+        return DeviceModel(
+            self.backend, threads, mixture, known(self.backend, threads), self.width, self.errors_pct[best]
+        )
 
     def adapt(self, measured: Sequence[tuple[Sequence[Operator], float]], threads: int = 1) -> DeviceModel:
         """A device that is in no table, from a few models measured on it: what they do not tell, the others do.
@@ -152,12 +164,12 @@ class Population:
         """
         if not measured or any(not ms > 0 for _, ms in measured):
             raise DeviceError("a device needs at least one measured latency above zero", "measure a model on it")
-        _, count = terms_of(self.backend)
-        known = np.stack([count(operators) for operators, _ in measured])
+        _, count = terms_of(self.backend, threads)
+        terms = np.stack([count(operators) for operators, _ in measured])[:, None]
         log_ms = np.log([[ms] for _, ms in measured])
         setting = covariates([threads] if self.backend == "cpu" else None, 1)
-        mixture = adapt(self.mixture, known, log_ms, setting, beliefs(self.backend))
-        return DeviceModel(self.backend, mixture, known, self.width, None)
+        mixture = adapt(self.mixture, terms, log_ms, setting, beliefs(self.backend))
+        return DeviceModel(self.backend, threads, mixture, terms, self.width, None)
 
 
 @cache
@@ -171,6 +183,4 @@ def published(backend: Backend) -> Population:
         np.array([row["offset"] for row in rows]), np.array([row["noise"] for row in rows]),
     )  # fmt: skip
     settings = tuple(Setting(row["device"], backend, row["threads"], row["powersave"], row["repeat"]) for row in rows)
-    return Population(
-        backend, mixture, np.array(entry["known"]), settings, tuple(row["error_pct"] for row in rows), entry["width"]
-    )
+    return Population(backend, mixture, settings, tuple(row["error_pct"] for row in rows), entry["width"])

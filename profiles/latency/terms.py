@@ -2,9 +2,10 @@
 
 A device is then one positive factor for each term (see `mixture`). What shapes do to time is in here: products of
 small and unaligned channel counts, Winograd's algorithm for 3x3 kernels (Lavin and Gray, CVPR 2016, arXiv 1509.09308)
-with its transforms, what flows through the caches and what no longer fits, dispatch of one operator, and what runs on
-one thread however many there are. The nominal CPU is one ARM Cortex-A72-like core (8 GMAC/s, 4 GB/s); the nominal GPU
-computes faster by several times and pays more for each dispatch. Figures are round ones on purpose.
+with its transforms, what flows through the caches and what no longer fits, dispatch of one operator, threads that find
+no work where channels are few, and what runs on one thread however many there are. The nominal CPU is one ARM
+Cortex-A72-like core (8 GMAC/s, 4 GB/s); the nominal GPU computes faster by several times and pays more for each
+dispatch. Figures are round ones on purpose.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from secateur.profiles.latency.operators import CONVOLUTIONS, Operator
 
 LANES = 4
 """Channels that ncnn packs into one vector, on most of the devices."""
-CPU = ("dispatch", "product_1x1", "flow_1x1", "product", "gather", "winograd", "transform", "flow", "weights", "linear",
-       "stem", "grouped", "depthwise", "flow_depthwise", "pool", "lrn", "activation", "elementwise", "copy",
-       "detection", "spill")  # fmt: skip
+CPU = ("dispatch", "product_1x1", "flow_1x1", "product", "product_large", "gather", "winograd", "transform", "flow",
+       "weights", "linear", "stem", "grouped", "depthwise", "flow_depthwise", "pool", "lrn", "activation",
+       "elementwise", "copy", "detection", "spill")  # fmt: skip
 GPU = ("dispatch", "dispatch_conv", "product_1x1", "flow_1x1", "product", "winograd", "flow", "weights", "linear",
        "stem", "grouped", "depthwise", "flow_depthwise", "pool", "activation", "elementwise", "copy", "detection",
        "fallback", "spill")  # fmt: skip
@@ -29,13 +30,19 @@ GPU = ("dispatch", "dispatch_conv", "product_1x1", "flow_1x1", "product", "winog
 _SERIAL = {"copy": 1.0, "detection": 1.0, "dispatch": 1.9}
 """How much slower than others, as an exponent of sqrt(threads), a term gets when its work is not shared by threads."""
 _GPU_RATES = {"product_1x1": 0.35, "winograd": 0.5, "flow": 0.4, "copy": 2.0, "depthwise": 1.5}
+_UNALIGNED = 1.75
+"""How much longer products take whose output channels do not fill whole vectors: ncnn then packs none of them."""
+_BLOCK = 8
+"""Output channels of a convolution that one thread takes at a time; LANES of other operators."""
+_IDLE = 0.3
+"""Exponent of what threads lose that find no work: not all of it, since theirs is done by others meanwhile."""
 _MILLION = 1e6
 _SPILL_BYTES = 2 * 2**20
 
 
-def cpu_terms(operators: Sequence[Operator]) -> NDArray[np.float64]:
+def cpu_terms(operators: Sequence[Operator], threads: int = 1) -> NDArray[np.float64]:
     """Shape (len(CPU),): the terms of a network, summed over its operators."""
-    return _sum(map(_cpu, operators), CPU)
+    return _sum((_on_threads(operator, _cpu(operator), threads) for operator in operators), CPU)
 
 
 def gpu_terms(operators: Sequence[Operator]) -> NDArray[np.float64]:
@@ -67,6 +74,14 @@ def _sum(parts: object, names: Sequence[str]) -> NDArray[np.float64]:
     return np.array([total[name] for name in names])
 
 
+def _on_threads(op: Operator, found: dict[str, float], threads: int) -> dict[str, float]:
+    """Most work is shared by output channels, in chunks; the last chunks leave threads idle."""
+    block = _BLOCK if op.kind == "conv" and not op.depthwise else LANES
+    chunks = max(1, ceil(op.output[0] / block))
+    idle = float((threads * ceil(chunks / threads) / chunks) ** _IDLE)
+    return {name: value if name in _SERIAL or name == "lrn" else value * idle for name, value in found.items()}
+
+
 def _up(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
@@ -91,13 +106,14 @@ def _cpu(op: Operator) -> dict[str, float]:
 def _convolution(op: Operator, flow: float) -> dict[str, float]:
     ins, outs = op.channels
     group_in, group_out = ins // op.groups, max(outs // op.groups, 1)
-    macs = op.groups * op.pixels * _up(group_in) * _up(group_out) * op.taps / _MILLION
+    slow = _UNALIGNED if outs % LANES else 1.0
+    macs = slow * op.groups * op.pixels * _up(group_in) * _up(group_out) * op.taps / _MILLION
     if op.pixels == 1 and op.taps == 1:
         return {"linear": 0.6 * op.weights / _MILLION}
     weights = 0.4 * op.weights / _MILLION
     if op.depthwise:
-        slow = 1.6 if op.taps >= 49 else 1.0  # no kernel of its own
-        products = op.pixels * _up(outs) * op.taps / _MILLION / 4 * slow
+        products = op.pixels * _up(outs) * op.taps / _MILLION / 4
+        products *= 1.6 if op.taps >= 49 else 1.0  # no kernel of its own
         return {"weights": weights, "depthwise": products, "flow_depthwise": flow}
     found = {"weights": weights, "dispatch": 0.005 * (1 + (2 * op.groups if op.groups > 1 else 0))}
     if ins <= 4 and op.taps <= 9:
@@ -106,13 +122,13 @@ def _convolution(op: Operator, flow: float) -> dict[str, float]:
         return found | {"grouped": macs / 4, "flow": 2 * flow}
     if op.taps == 9 and op.kernel[0] == 3 and op.stride == op.dilation == 1 and min(group_in, group_out) >= 8:
         tiles = _winograd_products(op)
-        products = op.groups * tiles * _up(group_in) * _up(group_out) / _MILLION / 7
+        products = slow * op.groups * tiles * _up(group_in) * _up(group_out) / _MILLION / 7
         return found | {"winograd": products, "transform": 3 * tiles * (ins + outs) / _MILLION, "flow": 2 * flow}
     if op.taps == 1:
         return found | {"product_1x1": macs / 8, "flow_1x1": flow}
     padded = op.pixels * (_up(group_in) if ins > 4 else ins) * _up(group_out) * op.groups * op.taps
     return found | {
-        "product": padded / _MILLION / 6,
+        "product_large" if op.taps > 9 else "product": slow * padded / _MILLION / 6,
         "gather": 2 * op.pixels * ins * op.taps / _MILLION,
         "flow": 2 * flow,
     }
@@ -156,6 +172,8 @@ def _gpu(op: Operator) -> dict[str, float]:
     """Dispatch dominates small operators, and what has no shader goes back to the CPU and returns."""
     found = _cpu(op)
     found["flow"] = sum(found.pop(name, 0.0) for name in ("flow", "gather", "transform"))
+    if "product_large" in found:
+        found["product"] = found.pop("product_large")
     found["dispatch"], found["spill"] = 0.12, found.get("spill", 0.0) / 2
     if op.kind in CONVOLUTIONS:
         found["dispatch_conv"] = 0.03

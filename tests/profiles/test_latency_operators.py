@@ -126,8 +126,17 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in caught.value.message
 
 
-def term(operator: Operator, name: str) -> float:
-    return float(cpu_terms([operator])[CPU.index(name)])
+def term(operator: Operator, name: str, threads: int = 1) -> float:
+    return float(cpu_terms([operator], threads)[CPU.index(name)])
+
+
+def test_threads_idle_where_channels_are_few() -> None:
+    def layer(channels: int) -> Operator:
+        return Operator("conv", ((64, 8, 8),), (channels, 8, 8), (1, 1), weights=64 * channels)
+
+    assert term(layer(64), "product_1x1", 4) == term(layer(64), "product_1x1")  # eight chunks for four threads
+    assert term(layer(16), "product_1x1", 4) == pytest.approx(2**0.3 * term(layer(16), "product_1x1"))
+    assert term(layer(16), "dispatch", 4) == term(layer(16), "dispatch")
 
 
 def test_winograd_makes_36_products_of_a_tile_of_16_or_64_of_36() -> None:
@@ -141,12 +150,12 @@ def test_winograd_makes_36_products_of_a_tile_of_16_or_64_of_36() -> None:
     assert term(strided, "product") == pytest.approx(16 * 64 * 64 * 9 / 1e6 / 6)
 
 
-def test_channels_cost_as_many_as_fill_a_vector() -> None:
+def test_channels_cost_as_many_as_fill_a_vector_and_more_when_they_do_not_fill_it() -> None:
     def narrow(channels: int) -> Operator:
         return Operator("conv", ((64, 8, 8),), (channels, 8, 8), weights=64 * channels)
 
-    assert term(narrow(61), "product_1x1") == term(narrow(64), "product_1x1")
-    assert term(narrow(60), "product_1x1") < term(narrow(61), "product_1x1")
+    assert term(narrow(61), "product_1x1") == term(narrow(63), "product_1x1")
+    assert term(narrow(60), "product_1x1") < term(narrow(64), "product_1x1") < term(narrow(61), "product_1x1")
 
 
 def test_a_soft_core_never_exceeds_its_peak_and_reaches_it_when_filled() -> None:
