@@ -8,7 +8,7 @@ The models are those of the peer's sweep (results/torch_pruning_sweep.jsonl: tor
 once, on a machine like this one), with random weights. Per model: whether it traces, its groups, the share of its
 parameter elements that some prunable group can remove, whether the model with half of the channels of *every* prunable
 group cut, and again with random shares of all groups cut, gives what the masked model gives (channels drawn at random,
-other than the trial cut's), and the processor seconds spent. Models run in a worker process that is killed after four
+other than the trial cut's), and the processor seconds spent. Models run in a worker process that is killed after eight
 minutes of processor time.
 Writes benchmarks/results/coverage.json.
 """
@@ -32,7 +32,7 @@ from typing import Any
 HERE = Path(__file__).parent
 PEER = HERE / "results" / "torch_pruning_sweep.jsonl"
 RESULTS = HERE / "results" / "coverage.json"
-TIMEOUT = 240
+TIMEOUT = 480
 TOLERANCE = 1e-4
 SIZES = (64, 128, None)
 """Image sizes that are tried until the model's forward takes one; None is the model's own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from secateur.core.bundle import Artefact, Bundle, changed_bundle
 from secateur.core.errors import MissingExtraError
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export import formats
 from secateur.export.formats import Exported, Request
@@ -40,7 +40,7 @@ def export_bundle(bundle: Bundle, model: nn.Module, workload: Workload, to: Iter
     """
     requests = [Request(each) if isinstance(each, str) else each for each in to]
     formats.check_requests(requests)
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary, changed_bundle(bundle) as (folder, finish):
+    with Scratch() as temporary, changed_bundle(bundle) as (folder, finish):
         added: list[Artefact] = []
         for request, exported in export_all(model, workload, requests, Path(temporary)):
             _adopt(exported, folder / FOLDER)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from torch import nn
 
 from secateur.core.errors import ExportError, MissingExtraError
 from secateur.core.files import canonical_json, writing
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.hls_fixed import RANGE_BATCHES, WIDEST, Fixed, smallest_width
 from secateur.export.hls_graph import LAYERS_WITH_WEIGHTS, Prepared, prepare
@@ -54,7 +54,7 @@ def to_hls(
     if not 2 <= chosen <= WIDEST:
         raise ExportError(f"a width of {chosen} bits makes no sense", f"it lies between 2 and {WIDEST}")
     design = fit(layers_of(prepared), chosen, BOARDS[board])
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         folder = Path(temporary) / PROJECT
         order = _write_project(prepared, fixed, chosen, design, BOARDS[board], folder)
         entry = _entry(prepared, order, chosen, design, BOARDS[board])

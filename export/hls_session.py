@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from secateur.core.errors import ExportError, TargetUnavailableError
+from secateur.core.scratch import Scratch
 from secateur.export.runtime import Array, Runtime
 
 PROJECT = "model"
@@ -63,7 +63,7 @@ class HlsModel(Runtime):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._folder = tempfile.TemporaryDirectory(prefix="secateur-")
+        self._folder = Scratch()
         try:
             self.design = _unpack(self.path, Path(self._folder.name))
             self._function = _compile(Path(self._folder.name), self.path)

@@ -8,7 +8,6 @@ processors with 16-bit arithmetic use it.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from secateur.core.errors import ExportError, SecateurError
 from secateur.core.files import canonical_json
 from secateur.core.predict import as_args, batch_size
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.ncnn_param import name_blobs, read_param, write_param
 from secateur.export.ncnn_session import BlobEntry, NcnnModel, Signature, Storage, signature_of, weights_of
@@ -46,7 +46,7 @@ def to_ncnn(model: nn.Module, workload: Workload, path: Path, *, half: bool = Fa
         wanted = _call(closed, inputs)
     signature = _signature(workload, inputs, wanted, "fp16" if half else "fp32")
     problem: ExportError | None = None
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         for converted in routes(closed, inputs, Path(temporary), half=half):
             _place(converted, signature, path)
             found = _problem(path, inputs, wanted, signature)

@@ -7,9 +7,10 @@ from it.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from secateur.core.scratch import Scratch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ class Source:
 
     def __init__(self, model: nn.Module, workload: Workload) -> None:
         self.model, self.workload = model, workload
-        self._folder = tempfile.TemporaryDirectory(prefix="secateur-")
+        self._folder = Scratch()
         self._files: dict[tuple[bool, int | None, bool], Path] = {}
 
     def onnx(self, *, static: bool = False, opset: int | None = None, half: bool = False) -> Path:

@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 
 from secateur.core import errors
 from secateur.core.errors import ExportError, SecateurError
+from secateur.core.scratch import Scratch
 from secateur.export.runtime import Array
 from secateur.profiles.timing import sample
 
@@ -79,7 +79,7 @@ class Process:
         self, format_: str, path: Path, inputs: Sequence[Array], threads: int = 1, affinity: Sequence[int] = ()
     ) -> None:
         self._path = path
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        with Scratch() as folder:
             stored = Path(folder) / "inputs.npz"
             arrays: dict[str, Any] = {f"input_{index:03}": value for index, value in enumerate(inputs)}
             np.savez(stored, allow_pickle=False, **arrays)

@@ -7,12 +7,12 @@ in a process of its own.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from secateur.core.costs import Profile
+from secateur.core.scratch import Scratch
 from secateur.export import formats
 from secateur.export.load import load_formats
 from secateur.export.onnx_session import available_cores, open_session
@@ -48,7 +48,7 @@ def measure_compiled(
     load_formats()
     formats.get(runtime).require()
     threads = threads or available_cores()
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         artefacts, inputs, params = {}, {}, {}
         for number, (name, file) in enumerate(files.items()):
             path, folder = Path(file), Path(temporary) / str(number)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from math import prod
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from secateur.core.costs import LayerProfile
 from secateur.core.errors import ExportError
+from secateur.core.scratch import Scratch
 from secateur.export.onnx_session import NAME_SCOPES, open_session
 
 REPEATS = 20
@@ -58,7 +58,7 @@ def profile_layers(path: Path, feed: dict[str, Any], threads: int) -> tuple[Laye
 
 
 def _profile(path: Path, feed: dict[str, Any], threads: int) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         session = open_session(path, threads, profile_prefix=Path(folder) / "profile")
         for _ in range(REPEATS):
             session.run(None, feed)

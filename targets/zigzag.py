@@ -11,7 +11,6 @@ fitted to whole networks, times shapes. Where the two differ, one of them is wro
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from secateur.core.errors import DeviceError, MissingExtraError
+from secateur.core.scratch import Scratch
 from secateur.profiles.latency.operators import Operator
 from secateur.profiles.latency.soft_core import CORES, SoftCore, cycles
 from secateur.targets.device import Device
@@ -105,7 +105,7 @@ def _zigzag(hardware: dict[str, Any], core: SoftCore, operators: Sequence[Operat
         raise MissingExtraError("zigzag-dse", "fpga") from error
     if not operators:
         return []
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         files = {"accelerator": Path(temporary) / "core.yaml", "mapping": Path(temporary) / "mapping.yaml"}
         layers = [_mapping(_name(index), core, each.depthwise) for index, each in enumerate(operators)]
         mapping = [_mapping("default", core, False), *layers]

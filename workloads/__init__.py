@@ -106,6 +106,9 @@ def _call(function: Any, reference: str) -> Workload:
         raise
     except Exception as error:
         raise _failure(f'calling "{reference}"', error) from error
+    for name in ("stdout", "stderr"):
+        if getattr(getattr(sys, name), "closed", False):
+            raise WorkloadError(f'"{reference}" closed sys.{name}', "leave it open")
     if not isinstance(made, Workload):
         raise WorkloadError(f'"{reference}" returned {_described(made)}', "it must return a secateur.Workload")
     return made if made.reference else replace(made, reference=reference)

@@ -13,6 +13,7 @@ found.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Beliefs:
     """What is fixed before the fit: the spread of each quantity, all of logarithms."""
 
     mean: Array  # of B, (covariates, terms)
-    mean_sd: tuple[float, float] = (0.05, 0.1)  # of B's rows: constant, threads
+    mean_sd: tuple[float, ...] = (0.05, 0.1)  # of B's rows: constant, threads
     network_sd: float = 0.04
     factor_sd: float = 0.5
     smallest_sd: float = 0.15
@@ -86,7 +87,7 @@ def fit(terms: Array, log_ms: Array, covariates: Array, beliefs: Beliefs, rounds
     state = _start(terms, log_ms, covariates, beliefs.mean)
     spread, noise = np.eye(count) * beliefs.factor_sd**2, np.full(settings, beliefs.noise_sd)
     for turn in range(rounds):
-        problem = _Problem(terms, log_ms, covariates, beliefs, np.linalg.inv(spread), noise, state.offsets)
+        problem = _Problem(terms, log_ms, covariates, beliefs, spread, noise, state.offsets)
         state = problem.mode(state)
         if turn < rounds - 1:
             spread, noise = problem.moments(state)
@@ -98,8 +99,7 @@ def adapt(population: Mixture, terms: Array, log_ms: Array, covariates: Array, b
     start = _start(terms, log_ms, covariates, population.mean)
     noise = np.array([float(np.median(population.noise))])
     frozen = replace(beliefs, mean=population.mean, mean_sd=(1e-6, 1e-6), network_sd=1e-6)
-    precision = np.linalg.inv(population.spread)
-    state = _Problem(terms, log_ms, covariates, frozen, precision, noise, start.offsets).mode(start)
+    state = _Problem(terms, log_ms, covariates, frozen, population.spread, noise, start.offsets).mode(start)
     return Mixture(population.mean, population.spread, state.factors, state.offsets, noise)
 
 
@@ -119,13 +119,13 @@ def _start(terms: Array, log_ms: Array, covariates: Array, mean: Array) -> _Stat
 
 @dataclass(frozen=True)
 class _Problem:
-    """What the parameters have to explain, given the spread (as its inverse) and the noise."""
+    """What the parameters have to explain, given the spread and the noise."""
 
     terms: Array
     log_ms: Array
     covariates: Array
     beliefs: Beliefs
-    precision: Array
+    spread: Array
     noise: Array
     center: Array  # of the offsets, which are believed within 0.7 of it
 
@@ -217,6 +217,10 @@ class _Problem:
         """Of each measurement: the further it is off, the less it counts (Student's t)."""
         nu = self.beliefs.degrees
         return np.asarray((nu + 1) / (nu + (rest / self.noise) ** 2) / self.noise**2 * self._known)
+
+    @cached_property
+    def precision(self) -> Array:
+        return np.asarray(np.linalg.inv(self.spread), dtype=np.float64)
 
     @property
     def _known(self) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import typer
 
 import secateur
 from secateur.cli import bundles, compress, farm, looking, measuring, sweeping
-from secateur.cli.run import run
+from secateur.cli.run import leave, run
 
 app = typer.Typer(
     add_completion=False,
@@ -42,4 +42,4 @@ def _secateur(
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(app, sys.argv[1:]))
+    leave(run(app, sys.argv[1:]))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
@@ -13,11 +14,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -26,6 +28,7 @@ from secateur.cli.verb import Answer
 from secateur.core.errors import OutputError, SecateurError, StoppedError
 
 UNEXPECTED, STOPPED = 1, StoppedError.exit_code
+THREADS_SECONDS = 5.0
 NARROWEST = 40
 """Columns of a table, whatever the terminal says of itself: COLUMNS=0 would show nothing."""
 
@@ -49,10 +52,27 @@ def run(app: typer.Typer, args: Sequence[str]) -> int:
         return _refuse(_clear(error), as_json)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. Threads of the user's own code that are no daemons get a while to finish, not for ever."""
+    until = time.monotonic() + THREADS_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                _show_warning(f'a thread of the workload\'s code, "{thread.name}", still runs; it is not waited for')
+                atexit._run_exitfuncs()
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(OSError, ValueError):
+                        stream.flush()
+                os._exit(code)
+    sys.exit(code)
+
+
 def _open_closed_streams() -> None:
-    """Whoever starts this may have closed its streams (`>&-`, a daemon): what is said there is said to nobody."""
+    """Whoever starts this may have closed its streams (`>&-`, a daemon), or a workload's code has: what is said there
+    is said to nobody."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
+        if getattr(sys, name) is None or getattr(sys, name).closed:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - as long as the process lives
 
 
@@ -83,6 +103,7 @@ def _answer(answer: Answer, as_json: bool) -> int:
 
 
 def _refuse(error: SecateurError, as_json: bool) -> int:
+    _open_closed_streams()
     try:
         if as_json:
             _print_json(error.as_json())

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from secateur.core.errors import OutputError
+from secateur.core.errors import OutputError, SecateurError
 
 
 @contextmanager
@@ -53,6 +53,18 @@ def writing_folder(path: Path) -> Iterator[Path]:
                 _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hold(file: IO[Any], otherwise: SecateurError) -> None:
+    """Lock an open file for this process until it is closed; one that dies frees it.
+
+    Raises:
+        SecateurError: the one given, when another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise otherwise from error
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from secateur.core import machine as this_machine
 from secateur.core.bundle import Bundle, CostsEntry
 from secateur.core.costs import Costs, Profile
 from secateur.core.errors import BundleError, WorkloadError
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export import formats
 from secateur.export.formats import Options
@@ -112,7 +112,7 @@ def benchmark(
         DeviceError, BundleError, ExportError, WorkloadError: what is named does not exist or cannot be measured.
     """
     where = places(targets)
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         exports = Exports(Path(temporary), any(map(needs_onnx, where)))
         subjects = dict([exports.subject(thing, "compressed", workload)])
         (name,) = subjects

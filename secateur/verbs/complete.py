@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.core.bundle import Bundle, Manifest, changed_bundle
 from secateur.core.progress import say
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.bundles import export_bundle
 from secateur.export.formats import Request
@@ -61,7 +61,7 @@ def _measured(
 ) -> tuple[Manifest, Benchmark]:
     """The manifest with every point's latency, and the chosen point's profiles beside the original's."""
     manifest = bundle.manifest
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         subjects = {
             ORIGINAL: Subject(
                 original or to_onnx(workload.model, workload, Path(temporary) / "original.onnx"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from secateur.core.bundle import Artefact as Entry
 from secateur.core.bundle import Bundle
 from secateur.core.errors import ExportError, OutputError
 from secateur.core.files import clear_errors
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export import formats
 from secateur.export.bundles import export_all, export_bundle
@@ -69,7 +69,7 @@ def export(
     if out is None:
         return _into_bundle(opened, found, requests)
     model = compressed_model(opened, found)
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         done = export_all(model, found, requests, Path(temporary))
         for _, each in done:
             _move((each.written.path, *each.written.beside), Path(out), force)

@@ -6,7 +6,6 @@ farm(["runs/a", "runs/b"], "devices.yaml", "farm.json")
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from secateur.core.costs import Profile
 from secateur.core.errors import DeviceError, ExportError, OutputError, TargetUnavailableError, WorkloadError
 from secateur.core.files import write_json
 from secateur.core.progress import bar
+from secateur.core.scratch import Scratch
 from secateur.export import formats
 from secateur.export.formats import Options
 from secateur.export.ncnn_format import Ncnn
@@ -102,7 +102,7 @@ def farm(
     where, place = _of_ncnn(read_farm(devices), devices), Path(output)
     journal_path = _journal_path(place, resume, force)
     formats.get(Ncnn.name).require()
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         models = _exported(list(things), Path(temporary), workload, half)
         jobs = {model.name: {key: job_of(key, model.name, model.networks) for key in where.keys} for model in models}
         every = {job.name: job for of_model in jobs.values() for job in of_model.values()}

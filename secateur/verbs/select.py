@@ -25,7 +25,7 @@ from secateur.verbs.points import Points, weights_of, widths
 from secateur.verbs.prune import AnyBudget
 from secateur.verbs.select_elastic import ElasticSelection, select_elastic, write_selection
 from secateur.verbs.sources import AnyBundle, AnyWorkload, open_bundle, workload_of
-from secateur.verbs.staging import check_state, finish, state_folder
+from secateur.verbs.staging import check_state, finish, reserved, state_folder
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def select_point(
     )  # fmt: skip
     if output is None:
         return selection
-    return replace(selection, bundle=_write(selection, place, workload, Path(output), command))
+    with reserved(Path(output), resume=False, force=force):
+        return replace(selection, bundle=_write(selection, place, workload, Path(output), command))
 
 
 def _one_place(target: str) -> Place:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from secateur.core.errors import DeviceError, ExportError, OutputError, ParityEr
 from secateur.core.files import canonical_json, clear_errors, writing_folder
 from secateur.core.predict import as_args
 from secateur.core.progress import say, track
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.elastic_graph import ElasticSource
 from secateur.export.elastic_layouts import check_layout, renew_table, write_elastic
@@ -153,7 +153,7 @@ def slim_to_bundle(
         bundle = result.save(state / "bundle", force=True, command=command)
         source = _source(result)
         try:
-            with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+            with Scratch() as temporary:
                 made = Path(temporary) / FOLDER
                 made.mkdir()
                 table = export_and_measure(source, made, where, layout, result.parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from secateur.compress import ranks
 from secateur.compress.journal import check_own
 from secateur.core.bundle import Bundle
 from secateur.core.errors import BudgetError, DataError, ModelError, OutputError
-from secateur.core.files import clear_errors, writing_folder
+from secateur.core.files import clear_errors, hold, writing_folder
 
 LOCK = "lock"
 """In the state folder of a run that goes on."""
@@ -39,12 +38,10 @@ def reserved(output: Path, *, resume: bool, force: bool) -> Iterator[Path]:
         state.mkdir(parents=True, exist_ok=True)
         file = (state / LOCK).open("w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another process is making {output}", "wait until it ends, or choose another output with -o"
-            ) from error
+        hold(
+            file,
+            OutputError(f"another process is making {output}", "wait until it ends, or choose another output with -o"),
+        )
         try:
             yield check_state(output, resume=resume, force=force)
         finally:

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from secateur.core.elastic.files import TABLE
 from secateur.core.errors import SecateurError
 from secateur.core.files import canonical_json
 from secateur.core.progress import say
+from secateur.core.scratch import Scratch
 from secateur.export.elastic_graph import ElasticSource
 from secateur.profiles.latency.parts import read_parts
 from secateur.verbs.measure import places
@@ -78,7 +78,7 @@ def measure(path: Path) -> None:
     workload = workload_of(bundle)
     elastic, table, statistics = load_elastic(bundle, workload)
     source = ElasticSource(elastic.model, workload, table, Configurations(elastic, table, statistics))
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         table = export_and_measure(source, Path(temporary), places("cpu"), "auto", read_parts(bundle))
     with changed_bundle(bundle) as (folder, done):
         (folder / TABLE).unlink()

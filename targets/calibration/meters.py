@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from secateur.core.errors import DeviceError, MissingExtraError
+from secateur.core.scratch import Scratch
 from secateur.profiles.latency.operators import Operator
 from secateur.targets.calibration.sketch import Sketch, operator_sketch
 
@@ -79,7 +79,7 @@ class OnnxRuntimeMeter:
 
     def _nodes(self, sketch: Sketch) -> tuple[dict[str, float], dict[str, float]]:
         """Milliseconds of each node that the runtime made of a sketch, with warm and with cold caches."""
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        with Scratch() as folder:
             session, feed = self._session(sketch, Path(folder) / "p")
             start, runs = time.perf_counter(), 0
             while runs < _LEAST_RUNS or (runs < _MOST_RUNS and time.perf_counter() - start < _PATIENCE_S):

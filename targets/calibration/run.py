@@ -9,7 +9,6 @@ they are made, so a run can be stopped at any moment.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ import numpy as np
 
 from secateur.core import machine
 from secateur.core.errors import DeviceError
-from secateur.core.files import clear_errors
+from secateur.core.files import clear_errors, hold
 from secateur.profiles.latency.kernels import KernelModel, Measured, cross_errors
 from secateur.profiles.latency.operators import Operator, Shape
 from secateur.profiles.latency.read import read_onnx_bytes
@@ -176,12 +175,12 @@ def _appending(path: Path) -> Iterator[IO[str]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a", encoding="utf-8")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DeviceError(
+        hold(
+            file,
+            DeviceError(
                 f"another process calibrates into {path}", "wait until it ends: at the same time, both would be slower"
-            ) from error
+            ),
+        )
         cut = path.read_bytes()[-1:] not in (b"", b"\n")
         file.write("\n" if cut else "")
         yield file

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ import numpy as np
 
 from secateur.core.errors import DeviceLostError, ExportError
 from secateur.core.files import sha256
+from secateur.core.scratch import Scratch
 from secateur.export.ncnn_session import Signature, weights_of
 from secateur.export.runtime import Array
 from secateur.targets.farm.file import FarmDevice
@@ -194,7 +194,7 @@ def _push_network(reach: Reach, place: PurePosixPath, param: Path, signature: Si
         raise ExportError(f"{param} takes inputs of other shapes", "give one sample in the shapes that it was made for")
     reach.push(param, f"{place}.param")
     reach.push(weights_of(param), f"{place}.bin")
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    with Scratch() as folder:
         content = Path(folder) / "inputs"
         content.write_bytes(b"".join(given))
         reach.push(content, f"{place}.in")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from secateur.core.costs import Profile
 from secateur.core.errors import DeviceLostError, ExportError
+from secateur.core.scratch import Scratch
 from secateur.targets.cpu import Shapes
 from secateur.targets.farm.journal import Journal
 from secateur.targets.farm.lease import Leases
@@ -35,7 +36,7 @@ def measure_on_farm(
         ExportError: a device cannot run the networks, or computes something else.
         MissingExtraError: what makes or checks networks of its runtime is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+    with Scratch() as temporary:
         folder = Path(temporary)
         networks = {name: _network(target, path, folder, shapes or {}) for name, path in files.items()}
         job = job_of(target.devices[0].key, "/".join(networks), networks)

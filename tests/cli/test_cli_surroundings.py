@@ -4,6 +4,7 @@ workloads whose code changes what it should not."""
 from __future__ import annotations
 
 import fcntl
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,31 @@ def test_two_at_once_do_not_make_the_same_output(secateur: Secateur, folder: Pat
                 secateur(*verb, "-o", "out", *more).refused(2, "another process is making out", "-o")
     assert secateur("compress", "toys:pair", *COMPRESS, "-o", "out").code == 0, "of one that died nothing is left"
     assert [path.name for path in folder.iterdir()] == ["out"]
+
+
+def test_a_selection_does_not_write_what_another_process_makes(
+    secateur: Secateur, finished: Path, folder: Path
+) -> None:
+    Path("out.state").mkdir()
+    with Path("out.state/lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        chosen = ("select", finished, "--budget", "flops<=100%", "-o", "out")
+        secateur(*chosen).refused(2, "another process is making out", "-o")
+    assert not Path("out").exists()
+
+
+def test_a_workload_that_closes_stdout_is_told_so(process: Secateur, folder: Path) -> None:
+    process("inspect", "toys:closes_stdout").refused(2, "closed sys.stdout", "leave it open")
+    made = process("inspect", "toys:closes_stdout", "--json")  # its output goes to stderr then, which it closes
+    assert made.code == 2
+    assert "closed sys.stdout" in json.loads(made.out)["error"]["message"]
+
+
+def test_a_thread_of_the_workload_does_not_keep_the_command(process: Secateur, folder: Path) -> None:
+    made = process("inspect", "toys:leaves_a_thread")
+    assert made.code == 0
+    assert "depth" in made.out
+    assert 'warning: a thread of the workload\'s code, "prefetch", still runs' in made.err
 
 
 def test_a_workload_without_a_name_and_a_frozen_model_are_refused(secateur: Secateur, folder: Path) -> None:

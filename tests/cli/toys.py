@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,16 @@ def raises() -> Workload:
 
 def exits() -> Workload:
     sys.exit(7)
+
+
+def closes_stdout() -> Workload:
+    sys.stdout.close()
+    return replace(pair(), name="quiet")
+
+
+def leaves_a_thread() -> Workload:
+    threading.Thread(target=threading.Event().wait, name="prefetch").start()
+    return replace(pair(), name="busy")
 
 
 def nothing() -> None:

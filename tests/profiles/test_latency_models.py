@@ -45,7 +45,7 @@ def test_the_fit_is_a_minimum() -> None:
     log_ms[0, 1] = np.nan
     known = np.ones((log_ms.shape[1], 1))
     start = _start(terms, log_ms, known, BELIEFS.mean)
-    problem = _Problem(terms, log_ms, known, BELIEFS, np.eye(3) / 0.25, np.full(12, 0.05), start.offsets)
+    problem = _Problem(terms, log_ms, known, BELIEFS, 0.25 * np.eye(3), np.full(12, 0.05), start.offsets)
     found = problem.mode(start)
     random, least = np.random.default_rng(0), problem.surprise(found)
     for name in ("factors", "offsets", "bias", "mean"):
