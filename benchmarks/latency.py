@@ -206,7 +206,8 @@ def run_variants(target: str, state: str) -> None:
     """Measured now, beside what was measured with the same runtime in other states of the machine."""
     meter, path = METERS[target](1), HERE / "results" / f"latency-variants-{target}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    sessions = before.get("sessions", {}) if before.get("runtime") == meter.version else {}
+    same = (before.get("runtime"), before.get("machine")) == (meter.version, machine.describe())
+    sessions = before.get("sessions", {}) if same else {}
     sessions[state] = [round(meter.model(sketch), 4) for _, sketch in variants()]
     document = {
         "command": f"python benchmarks/latency.py variants {target}", "machine": machine.describe(),
@@ -226,6 +227,7 @@ def run_calibrated(target: str, busy: bool) -> None:
     figures: dict[str, object] = {
         "operators": len(calibration.operators), "networks": len(calibration.models), "left_out": left_out(calibration),
         "sessions": {state: session(names, found, np.array(ms)) for state, ms in kept["sessions"].items()},
+        "measured_again": again(kept["sessions"]),
         "predicted_ms": [round(each.ms, 4) for each in found],
     }  # fmt: skip
     head = {
@@ -236,6 +238,16 @@ def run_calibrated(target: str, busy: bool) -> None:
     both = {**before, "calibrated_busy": figures} if busy else {**before, **figures}
     write_json(path, {**both, **head})
     print(json.dumps({key: value for key, value in figures.items() if key != "predicted_ms"}, indent=1))
+
+
+def again(sessions: dict[str, list[float]]) -> dict[str, object]:
+    """How far the variants' own measurements agree with those of the first quiet session: a prediction can hardly do
+    better."""
+    return {
+        state: summary(np.array(times) / np.array(sessions["quiet"]) - 1)
+        for state, times in sessions.items()
+        if state not in ("quiet", "busy")
+    }
 
 
 def session(names: Sequence[str], found: Sequence[Estimate], measured: np.ndarray) -> dict[str, object]:
@@ -268,11 +280,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("what", choices=["published", "variants", "calibrated"])
     parser.add_argument("target", nargs="?", default="cpu", choices=sorted(METERS))
     parser.add_argument("--busy", action="store_true", help="other programs are (or were, while calibrating) at work")
+    parser.add_argument("--state", help="a name for these measurements of the variants, instead of quiet or busy")
     given = parser.parse_args(arguments)
     if given.what == "published":
         run_published()
     elif given.what == "variants":
-        run_variants(given.target, "busy" if given.busy else "quiet")
+        run_variants(given.target, given.state or ("busy" if given.busy else "quiet"))
     else:
         run_calibrated(given.target, given.busy)
 

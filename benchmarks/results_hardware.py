@@ -77,12 +77,14 @@ def calibrated(document: Document) -> list[str]:
         )
         for name, each in found.items()
     ]  # fmt: skip
+    agreed = [f"{each['within_10_pct']:.0f} %" for each in document.get("measured_again", {}).values()]
     quiet, own = document["sessions"]["quiet"], document["left_out"]["interval_90_holds_pct"]
     states = [each["interval_90_holds_pct"] for each in document["sessions"].values()]
     return [
-        f"{document['runtime']}; {document['operators']} operators measured hours before, {document['networks']} "
-        "networks while nothing else ran. Below: variants of three networks that took no part, in the same state "
-        "(quiet) and while other programs were at work (busy).", "",
+        f"{document['runtime']}; {document['operators']} operators and {document['networks']} networks were measured "
+        "before. Below: variants of three networks that took no part, with nothing else running (quiet) and while "
+        "other programs were at work (busy)."
+        + (f" Measured again, {' and '.join(agreed)} were within 10 % of the first time." if agreed else ""), "",
         *table(("networks", "predictions", "median error", "within 10 %", "90 % interval holds"), rows), "",
         goal(f"≥ 90 % within 10 % ({quiet['within_10_pct']:.0f} %)", quiet["within_10_pct"] >= 90),
         goal(f"90 % intervals cover 85–95 % of networks left out ({own:.0f} %)", 85 <= own <= 95),
