@@ -69,17 +69,15 @@ class Attempts:
         return None
 
     def _draws(self, names: Sequence[str]) -> Iterator[Keep]:
-        """What to keep in one trial after the other. In the last ones some groups are whole, so that of any two whose
+        """What to keep in one trial after the other. After the first, some groups are whole, so that of any two whose
         sizes the code may hold or take from each other, one is once cut while the other is not: sizes that must agree
         do not agree by accident every time."""
-        for choose in (some, last, first):
-            yield {name: choose(self._groups[name].channels, self._numbers[name]) for name in names}
-        for bit in range(max((self._codes.get(name, 0) for name in names), default=0).bit_length()):
-            whole = [name for name in names if self._codes.get(name, 0) >> bit & 1]
-            if len(whole) < len(names):
-                yield {
-                    name: some(self._groups[name].channels, self._numbers[name]) for name in names if name not in whole
-                }
+        yield {name: some(self._groups[name].channels, self._numbers[name]) for name in names}
+        for bit in range(max(2, (len(set(self._codes.values())) + 1).bit_length())):  # no code has all bits
+            choose = (last, first)[bit % 2]
+            cut = [name for name in names if not self._codes.get(name, 0) >> bit & 1]
+            if cut:
+                yield {name: choose(self._groups[name].channels, self._numbers[name]) for name in cut}
 
     def _compare(self, keep: Keep, places: list[str], *, train: bool) -> Failure | None:
         """Cut and masked model on the same input, then a training pass of the cut one."""
