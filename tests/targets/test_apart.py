@@ -61,21 +61,24 @@ def test_a_killed_parent_leaves_no_stopped_process(tmp_path: Path) -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         try:
-            assert state(pid) == "T"
+            assert comes_to(pid, "T")
             parent.kill()
-            assert gone(pid)
+            assert comes_to(pid, "Z")
         finally:
+            parent.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends within some seconds; one that nobody waited for is a zombie."""
+def comes_to(pid: int, wanted: str) -> bool:
+    """Whether a process is in a state within some seconds; one that ended and nobody waited for is a zombie, Z, and so
+    is one that is not there any more."""
     for _ in range(100):
         try:
-            if state(pid) == "Z":
-                return True
+            found = state(pid)
         except FileNotFoundError:
+            found = "Z"
+        if found == wanted:
             return True
         time.sleep(0.1)
     return False
