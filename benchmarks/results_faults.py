@@ -25,8 +25,8 @@ def random_graphs(document: Document) -> list[str]:
         f"{document['graphs']:,} graphs of {len(document['kinds'])} kinds of steps, attention among them, in "
         f"{document['seconds'] / 60:.0f} minutes: masked == cut in double precision, twice each, costs as counted, "
         f"and {document['exported']:,} cut models the same in ONNX Runtime. Of {document['groups']:,} groups "
-        f"{document['prunable']:,} were prunable and {document['outputs']:,} outputs of the model; the others stay whole "
-        "(a single channel, or sizes that the code fixes).", "",
+        f"{document['prunable']:,} were prunable and {document['outputs']:,} outputs of the model; the others stay "
+        "whole (a single channel, or sizes that the code fixes).", "",
         goal(f"no wrong model and no error ({len(failed)} of {document['graphs']:,})", not failed),
         goal(f"10,000 graphs ({document['graphs']:,})", document["graphs"] >= 10_000, "There was no more time."),
     ]  # fmt: skip
