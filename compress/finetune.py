@@ -176,4 +176,18 @@ def _over_ranks(objective: Objective) -> nn.Module:
     does not use is no mistake."""
     if not ranks.connected():
         return objective
-    return DistributedDataParallel(objective, find_unused_parameters=True)
+    return DistributedDataParallel(_Shared(objective), find_unused_parameters=True)
+
+
+class _Shared(nn.Module):
+    """An objective beside a parameter that nothing uses: DDP, told to look for such ones, warns of each run in which it
+    finds none, and which runs those are cannot be known before."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.unused = nn.Parameter(torch.zeros((), device=next(objective.parameters()).device))
+
+    def forward(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        total, parts = self.objective(inputs, targets)
+        return total, parts

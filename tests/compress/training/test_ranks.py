@@ -35,6 +35,7 @@ def torchrun(what: str, weights: Path, out: Path) -> list[tuple[str, dict[str, t
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, "users would see it once from each process"
     files = [out / str(rank) for rank in (0, 1)]
     return [(f.with_suffix(".json").read_text(), safetensors.torch.load_file(f"{f}.safetensors")) for f in files]
 
