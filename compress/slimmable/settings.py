@@ -24,6 +24,7 @@ class Settings:
         accumulate: batches whose gradients make one step (times the number of processes).
         random: configurations a step draws besides the largest and the smallest (Yu and Huang, 2019: the sandwich).
         output_distillation: weight of the largest configuration's outputs as teacher of the others.
+        original_distillation: weight of the original model's outputs as teacher of the largest configuration.
         feature_distillation: weight of the configuration-invariant distillation of encoder features.
         concentration: of the Dirichlet distribution that task preferences are drawn from; larger is more even.
         recalibration_batches: of training data, for statistics.
@@ -50,6 +51,7 @@ class Settings:
     accumulate: int = 1
     random: int = 2
     output_distillation: float = 1.0
+    original_distillation: float = 1.0
     feature_distillation: float = 0.5
     concentration: float = 2.0
     recalibration_batches: int = 4
@@ -63,7 +65,7 @@ class Settings:
         for name in ("accumulate", "rows", "decoder_rows", "exported", "recalibration_batches"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
-        for name in ("epochs", "random", "output_distillation", "feature_distillation"):
+        for name in ("epochs", "random", "output_distillation", "original_distillation", "feature_distillation"):
             if getattr(self, name) < 0:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give 0 or more")
         _ = self.rule

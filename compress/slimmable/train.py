@@ -1,13 +1,13 @@
 """Training an elastic model: every step teaches the largest, the smallest and some random configurations at once.
 
-    L_largest = Σ_t w_t·L_t        L_c = Σ_t w_t·r_t·(L_t + a·KD_t) + b·D(features)
+    L_largest = Σ_t w_t·(L_t + o·KD_t(original))        L_c = Σ_t w_t·r_t·(L_t + a·KD_t(largest)) + b·D(features)
 
-KD is the distance to the largest configuration's outputs (in-place distillation, Yu and Huang, 2019), D that of the
-encoder's features (`features`). r is a random preference over tasks with mean 1; the decoders of a random
-configuration are drawn so that a preferred task never gets the smaller width. The tasks' own losses stay in for every
-configuration. Gradients are clipped for each configuration by itself, add up, and make one step: those of the smaller
-ones are many times as large, and would draw the weights away from what the largest one had learnt. A moving average of
-the weights is the result.
+KD is the distance to a teacher's outputs: the original model teaches the largest configuration, and that the others
+(in-place distillation, Yu and Huang, 2019). D is the distance to its encoder's features (`features`). r is a random
+preference over tasks with mean 1; the decoders of a random configuration are drawn so that a preferred task never gets
+the smaller width. The tasks' own losses stay in for every configuration. Gradients are clipped for each configuration
+by itself, add up, and make one step: those of the smaller ones are many times as large, and would draw the weights away
+from what the largest one had learnt. A moving average of the weights is the result.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.compress.speed import fast_bfloat16, fast_layout, float32, in_layout, lay_out, trains_in
 from secateur.compress.training.distill import distillation
+from secateur.compress.training.objective import frozen
 from secateur.compress.training.steps import Descent, batches_of
 from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import predict, task_losses
@@ -94,6 +95,7 @@ class _Run:
         self.bfloat16 = fast_bfloat16(self.device) and trains_in(torch.bfloat16, elastic.model, inputs, self.tasks)
         self.layout = fast_layout(elastic.model, workload.example_input, self.tasks)
         lay_out(elastic.model, self.layout)
+        self.original = lay_out(frozen(workload.model), self.layout) if settings.original_distillation else None
         self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
         self.sums: list[Tensor | None] = []
@@ -166,10 +168,25 @@ class _Run:
         outputs, features = self._run(self.elastic.at(self.space.largest, training=True), inputs)
         losses = task_losses(outputs, targets, self.tasks)
         total = torch.stack([task.weight * losses[task.name] for task in self.tasks]).sum()
+        if self.original is not None:
+            total = total + self.settings.original_distillation * self._from_original(inputs, targets, outputs, losses)
         _backward(total, share, found["losses"])
         for name, loss in losses.items():
             found["tasks"][name] = found["tasks"].get(name, 0.0) + share * float(loss.detach())
         return pytree.tree_map_only(Tensor, Tensor.detach, outputs), [each.detach() for each in features]
+
+    def _from_original(
+        self, inputs: Any, targets: Mapping[str, Any], outputs: Mapping[str, Any], losses: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Distance of the largest configuration's outputs to the original model's, for the tasks in which that is the
+        better one on this batch: a model that was not trained has nothing to teach."""
+        assert self.original is not None
+        with torch.no_grad():
+            wanted = self._predict(self.original, inputs)
+            its_losses = task_losses(wanted, targets, self.tasks)
+        taught = [task for task in self.tasks if its_losses[task.name] < losses[task.name]]
+        apart = [task.weight * distillation(outputs[task.name], wanted[task.name]) for task in taught]
+        return sum(apart, torch.zeros_like(losses[self.tasks[0].name]))
 
     def _learn(
         self,
@@ -202,15 +219,17 @@ class _Run:
                 found[role][name] = found[role].get(name, 0.0) + share * float(loss.detach())
 
     def _run(self, subnet: Subnet, inputs: Any) -> tuple[dict[str, Any], list[Tensor]]:
-        """Predictions in float32, computed in bfloat16 where that is fast, and the encoder's features."""
+        """Predictions, and the encoder's features."""
         paths = list(dict.fromkeys(feature.path for feature in self.features))
-        with (
-            torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16),
-            recording(subnet.skeleton, paths) as seen,
-        ):
-            found = predict(subnet, inputs, self.tasks)  # type: ignore[arg-type]
-        outputs = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
+        with recording(subnet.skeleton, paths) as seen:
+            outputs = self._predict(subnet, inputs)
         return outputs, [seen[feature.path][feature.call] for feature in self.features]
+
+    def _predict(self, model: nn.Module | Subnet, inputs: Any) -> dict[str, Any]:
+        """Predictions in float32, computed in bfloat16 where that is fast."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+            found = predict(model, inputs, self.tasks)  # type: ignore[arg-type]
+        return {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
 
     def _take(self, role: str, share: float, found: dict[str, dict[str, float]]) -> None:
         """Clip one configuration's gradient, note its norm, and add it to the step's."""

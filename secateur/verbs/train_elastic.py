@@ -37,7 +37,7 @@ from secateur.workloads import workload as workload_by_name
 SHIPPED = {
     "scenes-elastic": (
         "scenes",
-        Settings(widths=(0.125, 0.25, 0.5, 1.0), epochs=8, lr=3e-3, exported=8, half=True, calibration_samples=192),
+        Settings(widths=(0.125, 0.25, 0.5, 1.0), epochs=16, lr=3e-3, exported=8, half=True, calibration_samples=192),
     )
 }
 """Name of the bundle → workload and settings. The widths span 33x in FLOPs, in steps of 3-4x; the epochs keep a run

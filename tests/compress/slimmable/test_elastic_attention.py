@@ -72,7 +72,9 @@ def pretrained() -> ViT:
 @pytest.fixture(scope="module")
 def made() -> Elastic:
     found = replace(workload(pretrained()), factory=ViT, reference=None)
-    settings = replace(FAST, epochs=16, widths=(0.25, 0.5), rows=8, exported=2, recalibration_batches=1)
+    settings = replace(
+        FAST, epochs=16, widths=(0.25, 0.5), rows=8, exported=2, recalibration_batches=1, original_distillation=0.0
+    )
     return slim(found, settings)
 
 

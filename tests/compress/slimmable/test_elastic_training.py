@@ -13,14 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 from elastic_tiny import FAST, Squares, elastic, trained, workload
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.compress.journal import Journal
 from secateur.compress.slimmable.features import distance, find_features
 from secateur.compress.slimmable.statistics import inputs_of, recalibrated
-from secateur.compress.slimmable.train import _drawn, train
+from secateur.compress.slimmable.train import _drawn, _Run, train
+from secateur.compress.training.distill import distillation
 from secateur.core.errors import ModelError
-from secateur.core.predict import evaluate_with, predict
+from secateur.core.predict import evaluate_with, predict, task_losses
 
 TESTS = Path(__file__).parents[2]
 
@@ -177,3 +178,28 @@ def test_the_same_encoder_with_other_decoders_has_the_same_encoder_statistics() 
     for name in ("stem.1.running_mean", "deep.1.running_var"):
         assert torch.equal(one[name], other[name])
     assert len(one["quadrant.0.1.running_mean"]) != len(other["quadrant.0.1.running_mean"])
+
+
+class Fixed(nn.Module):
+    """Predicts what it was told for every picture."""
+
+    def __init__(self, predictions: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.predictions, self.shift = predictions, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: value + self.shift for name, value in self.predictions.items()}
+
+
+def test_the_original_teaches_what_it_does_better() -> None:
+    """Of its two tasks the original solves one by heart here and has the other wrong; only the first is taught."""
+    found = workload()
+    model = elastic(found)
+    inputs, targets = next(iter(found.train))
+    right = 20 * torch.nn.functional.one_hot(targets["quadrant"], 4).float()
+    original = Fixed({"quadrant": right, "brightness": targets["brightness"] + 100})
+    run = _Run(model, replace(found, model=original), replace(FAST, original_distillation=1.0), ())
+    outputs = predict(model.at(model.space.largest), inputs, found.tasks)
+    losses = task_losses(outputs, targets, found.tasks)
+    expected = found.tasks[0].weight * distillation(outputs["quadrant"], right)
+    torch.testing.assert_close(run._from_original(inputs, targets, outputs, losses), expected)
