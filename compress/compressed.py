@@ -12,7 +12,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.compress.channel_map import ChannelMap
 from secateur.core import machine
@@ -217,14 +217,23 @@ def load_model(bundle: Bundle, factory: Callable[[], nn.Module], point: int | No
         raise BundleError(f"{bundle.path} has no point {number}", f"it has {len(points)}, counted from 0")
     model = cut_model(bundle, factory, number)
     state = _read_tensors(bundle.checked_file(points[number].weights))
+    return filled(model, state).eval()
+
+
+def filled(model: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False) -> nn.Module:
+    """A model with a bundle's weights, copied into its own or, with `assign`, in their place.
+
+    Raises:
+        BundleError: they are those of another model.
+    """
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise BundleError(
             f"the bundle's weights do not fit the model: {reason}", "load the bundle with the class it was made from"
         ) from error
-    return model.eval()
+    return model
 
 
 def cut_model(bundle: Bundle, factory: Callable[[], nn.Module], number: int) -> nn.Module:

@@ -99,6 +99,7 @@ class _Run:
             entry["weights"] = dict(zip(names, weighting.weights().tolist(), strict=True))
         if self.recipe.patience:
             entry["calibration"] = self._calibration_loss()
+            self._refuse_infinite(entry["calibration"], "loss on the calibration data", number)
             if entry["calibration"] <= min((each["calibration"] for each in history), default=math.inf):
                 self.best = copy.deepcopy(self.descent.averaged())
         return entry

@@ -12,28 +12,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateur.core.predict import evaluating, predict
+from secateur.core.predict import predict
 from secateur.core.task import Task
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's `mallopt`."""
 
 
-def fast_layout(model: nn.Module, inputs: Any, tasks: tuple[Task, ...]) -> torch.memory_format:
-    """Channels last, which convolutions run twice as fast on, unless the model's forward cannot take it (a `view` of
-    a feature map needs the contiguous layout)."""
-    trial = lay_out(copy.deepcopy(model), torch.channels_last)
-    try:
-        with torch.no_grad(), evaluating(trial):
-            predict(trial, in_layout(inputs, torch.channels_last), tasks)
-    except RuntimeError:
-        return torch.contiguous_format
+def fast_layout(
+    inputs: Any, tasks: tuple[Task, ...], *models: nn.Module, trained: nn.Module | None = None
+) -> torch.memory_format:
+    """Channels last, which convolutions run twice as fast on, unless the forward of some model cannot take it (a `view`
+    of a feature map needs the contiguous layout), in evaluation mode, or of the `trained` one in training mode."""
+    runs = [(model, False) for model in models] + ([(trained, False), (trained, True)] if trained is not None else [])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for model, training in runs:
+            trial = lay_out(copy.deepcopy(model), torch.channels_last).train(training)
+            try:
+                predict(trial, in_layout(inputs, torch.channels_last), tasks)
+            except RuntimeError:
+                return torch.contiguous_format
+            except ValueError:  # one sample can be too little for a batch norm to learn from
+                if not training:
+                    raise
     return torch.channels_last
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """Put a model's weights into a memory layout, in place."""
-    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    """Put a model's weights into a memory layout, in place; those of convolutions over volumes or sequences stay."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=layout)
+    return model
 
 
 def in_layout(value: Any, layout: torch.memory_format) -> Any:

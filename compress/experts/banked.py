@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.compress.channel_map import ChannelMap
-from secateur.compress.compressed import cut_model
+from secateur.compress.compressed import cut_model, filled
 from secateur.compress.experts.bank import FILE, Part, digest, parts_of
 from secateur.core.bundle import Bundle
 from secateur.core.errors import BundleError
@@ -90,7 +90,7 @@ class Bank:
         """The model of one set, in evaluation mode. What other loaded sets have already is not read again.
 
         Raises:
-            BundleError: no such set, or bytes that are not those that were written.
+            BundleError: no such set, bytes that are not those that were written, or a class that does not fit.
         """
         document = self._set(tasks)
         key = _key(document["tasks"])
@@ -98,8 +98,7 @@ class Bank:
             model = cut_model(self._bundle, self._factory, self._bundle.manifest.chosen)
             ChannelMap.from_json(document["channels"]).apply(model)
             state = {name: self._tensor(part) for name, part in parts_of(document).items()}
-            model.load_state_dict(state, assign=True)
-            self._models[key] = model.eval()
+            self._models[key] = filled(model, state, assign=True).eval()
         return self._models[key]
 
     def drop(self, tasks: str | Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from secateur.compress.compressed import Compressed, CompressedPoint
 from secateur.compress.experts.cutting import expert_map, record
 from secateur.compress.experts.layers import find
 from secateur.compress.experts.usage import miss_rates
+from secateur.compress.pagcp.front import front_misses, with_front
 from secateur.compress.pagcp.hardware import Loop
 from secateur.compress.runs import drops_too_large
 from secateur.core.budget import Budget, Tolerance
@@ -46,18 +47,23 @@ def then_prune(
         )
         for point in pruned.points
     ]
-    later = [{**line, "round": line["round"] + first + 1} for line in pruned.history["decisions"]]
+
+    def later(what: str) -> list[dict[str, Any]]:
+        """Lines of the pruning's history, its rounds counted on from those of the extraction."""
+        return [{**line, "round": line["round"] + first + 1} for line in pruned.history[what]]
+
     figures = pruned.on_target.figures if pruned.on_target else None
     misses = budget.misses(points[-1].costs, before, figures)
+    misses += front_misses(*with_front(budget, settings or pagcp.Settings()), [each.costs for each in points], before)
     misses += drops_too_large(small.tasks, tolerance, extracted.metrics_before, points[-1].metrics)
     experts = extracted.history["experts"]
     history = {
         **pruned.history,
         "experts": {**experts, "points": experts["points"] + _records(extracted, points)},
         "groups": extracted.history["groups"] + pruned.history["groups"],
-        "decisions": extracted.history["decisions"] + later,
-        "fine_tuning": extracted.history["fine_tuning"]
-        + [{**line, "round": line["round"] + first + 1} for line in pruned.history["fine_tuning"]],
+        "sequences": later("sequences"),
+        "decisions": extracted.history["decisions"] + later("decisions"),
+        "fine_tuning": extracted.history["fine_tuning"] + later("fine_tuning"),
     }
     return replace(
         extracted, method="experts,pagcp", budget=budget, tolerance=tolerance, points=[*extracted.points, *points],

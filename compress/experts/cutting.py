@@ -69,12 +69,12 @@ def _keep_experts(layer: ExpertLayer, index: Any, kept: dict[str, Any], lists: d
         kept.update({layer.name(part): {0: index} for part in layout.parts.values()})
     for part in filter(None, (layout.kept, layout.rows)):
         kept[layer.name(part)] = {0: index}
-    if layout.count and hasattr(layer.module, layout.count):
+    if layout.count and layer.has(layout.count):
         sizes[layer.name(layout.count)] = len(index)
 
 
 def _keep_choices(layer: ExpertLayer, k: int, kept: dict[str, Any], sizes: Any) -> None:
-    if isinstance(getattr(layer.module, layer.layout.top_k), Tensor):
+    if layer.chooses_by_tensor:
         kept[layer.name(layer.layout.top_k)] = {0: np.arange(k, dtype=np.int64)}
     else:
         sizes[layer.name(layer.layout.top_k)] = k

@@ -30,7 +30,7 @@ from secateur.compress.experts.layers import ExpertLayer, find
 from secateur.compress.experts.settings import Settings
 from secateur.compress.experts.twin import twinned
 from secateur.compress.experts.usage import Table, measure, miss_rates, probe
-from secateur.compress.finetune import Recipe, finetune
+from secateur.compress.finetune import finetune
 from secateur.compress.journal import Journal
 from secateur.compress.pagcp.front import step_limits
 from secateur.compress.pagcp.hardware import Judge, Loop, told_apart
@@ -152,10 +152,11 @@ class _Run:
         return found
 
     def _used(self, layer: ExpertLayer) -> list[int]:
-        """The places of the experts that a kept task uses. Orders to compare with do not know the task."""
-        if self.settings.order != "contribution":
-            return list(range(layer.experts))
+        """The places of the experts that a kept task uses; of a layer that no kept task runs all, as it is taken out
+        whole. Orders to compare with do not know the task."""
         used = set(self.table.used(self.kept.task_names, layer.path))
+        if self.settings.order != "contribution" or not used:
+            return list(range(layer.experts))
         return places_of(layer, used)
 
     def _cut(self, model: nn.Module, channels: ChannelMap, cut: ChannelMap) -> ChannelMap:
@@ -174,6 +175,7 @@ class _Run:
         for task in tasks:
 
             def run(task: str = task) -> Table:
+                seed_everything(self.seed)  # a loader that shuffles gives a resumed run the same data
                 return Table({task: measure(traceable, layers, self.whole.calibration, task, f"calibrating {task}")})
 
             table.tasks |= journal.step(f"{label}/{task}", run, Table.as_json, Table.from_json).tasks
@@ -206,6 +208,7 @@ class _Run:
         table = self.table
         if tasks == self.kept.task_names:
             table = self._calibrate(journal, model, f"{label}/calibrate", tasks)
+        seed_everything(self.seed)
         one = removal.Removal(
             twinned(model), self.kept, self.settings, table, journal, label, self.spent,
             max(layer.top_k for layer in find(model)), self.seed, None if self.loop is None else self.loop.hardware,
@@ -218,7 +221,7 @@ class _Run:
         settings = self.settings
         share = settings.epochs // rounds
         epochs = share if number + 1 < rounds else settings.epochs - share * (rounds - 1)
-        recipe = Recipe(epochs, settings.lr, settings.weight_decay, settings.distillation, settings.clip)
+        recipe = settings.recipe(epochs)
         seed_everything(self.seed, number)
         label, seed = f"round{number}/finetune", self.seed + 1000 * number
         for entry in finetune(model, self.kept, recipe, seed=seed, label=label, journal=journal):
@@ -273,7 +276,7 @@ class _Run:
         """Costs of the whole model if every token went through every expert."""
         dense = copy.deepcopy(twinned(self.whole.model))
         for layer in find(dense):
-            getattr(layer.module, layer.layout.top_k).resize_(layer.experts)
+            layer.choose(layer.experts)
         return count(dense, self.whole.example_input, self.whole.task_names).costs.as_json()
 
     def identity(self) -> dict[str, Any]:

@@ -97,15 +97,34 @@ class ExpertLayer:
         return int(_get(self.module, self.layout.up).shape[0])
 
     @property
+    def chooses_by_tensor(self) -> bool:
+        """Whether top-k is the length of a tensor, rather than a number."""
+        return isinstance(_get(self.module, self.layout.top_k), Tensor)
+
+    @property
     def top_k(self) -> int:
         value = _get(self.module, self.layout.top_k)
         return len(value) if isinstance(value, Tensor) else int(value)
+
+    def choose(self, count: int) -> None:
+        """Let every token go through so many experts."""
+        owner, _, name = self.layout.top_k.rpartition(".")
+        module = _get(self.module, owner) if owner else self.module
+        value = getattr(module, name)
+        if isinstance(value, Tensor):
+            value.resize_(count)
+        else:
+            setattr(module, name, count)
+
+    def has(self, dotted: str) -> bool:
+        """Whether the layer's module has something of that name."""
+        return _has(self.module, dotted)
 
     @property
     def kept(self) -> Tensor:
         """The router's number of each expert."""
         if self.layout.kept is None:
-            return torch.arange(self.experts)
+            return torch.arange(self.experts, device=next(self.module.parameters()).device)
         kept: Tensor = _get(self.module, self.layout.kept)
         return kept
 

@@ -91,7 +91,7 @@ class Removal:
         base = self._step(f"{self.label}/base", lambda: means(list(self.oracle.chunk_losses(self._masks(kept)))))
         self.current, tau = dict(base), self.settings.tolerance
         for attempt in range(self.settings.passes if self.settings.oracle else 1):
-            allowed = {task: loss * (1 + tau * strictness[task]) for task, loss in base.items()}
+            allowed = {task: loss + tau * strictness[task] * abs(loss) for task, loss in base.items()}
             trial = _Trial(attempt, tau, allowed, base)
             self._pass(kept, target, trial)
             if self._met(target, kept):
@@ -159,9 +159,10 @@ class Removal:
     def _worth(self, layer: ExpertLayer, place: int) -> float:
         row = int(layer.kept[place])
         if self.settings.order == "usage":
-            used = [found[layer.path] for found in self.table.tasks.values()]
+            used = [found[layer.path] for found in self.table.tasks.values() if layer.path in found]
             return sum(usage.tokens[row] / max(usage.total, 1) for usage in used) / layer.expert_bytes
-        return self.table.contribution(self.workload.task_names, layer.path)[row] / layer.expert_bytes
+        shares = self.table.contribution(self.workload.task_names, layer.path)
+        return shares[row] / layer.expert_bytes if shares else 0.0
 
     def _masks(self, kept: Kept) -> dict[str, Any]:
         return {self.names[path]: np.array(places) for path, places in kept.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from secateur.compress.training.recipe import Recipe
 from secateur.core.errors import BudgetError
 
 ORDERS = ("contribution", "usage", "random")
@@ -48,8 +49,11 @@ class Settings:
         for name in ("passes", "rounds"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give at least 1")
-        if self.epochs < 0:
-            raise BudgetError(f"epochs is {self.epochs}", "give 0 or more")
+        self.recipe(self.epochs)
+
+    def recipe(self, epochs: int) -> Recipe:
+        """How to fine-tune for so many epochs."""
+        return Recipe(epochs, self.lr, self.weight_decay, self.distillation, self.clip)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

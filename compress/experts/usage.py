@@ -150,16 +150,20 @@ class Table:
 
     def used(self, tasks: Iterable[str], path: str) -> list[int]:
         """Experts of a layer that any of the tasks uses."""
-        return sorted({number for task in tasks for number in self.tasks[task][path].used})
+        return sorted({number for found in self._of(tasks, path) for number in found.used})
 
     def contribution(self, tasks: Iterable[str], path: str) -> list[float]:
-        """Each expert's share of what all experts of its layer contribute, the largest over the tasks."""
+        """Each expert's share of what all experts of its layer contribute, the largest over the tasks; nothing where
+        none of them runs the layer."""
         shares = []
-        for task in tasks:
-            values = self.tasks[task][path].contribution
-            total = sum(values) or 1.0
-            shares.append([value / total for value in values])
+        for found in self._of(tasks, path):
+            total = sum(found.contribution) or 1.0
+            shares.append([value / total for value in found.contribution])
         return [max(column) for column in zip(*shares, strict=True)]
+
+    def _of(self, tasks: Iterable[str], path: str) -> list[Usage]:
+        """What the tasks that run a layer use of it."""
+        return [self.tasks[task][path] for task in tasks if path in self.tasks[task]]
 
     def overlap(self, path: str) -> dict[str, dict[str, float]]:
         """Jaccard index of the experts that two tasks use in a layer: |both| / |either|."""
@@ -177,7 +181,7 @@ def miss_rate(
     def note(layer: ExpertLayer, x: Tensor, scores: Tensor) -> None:
         if layer.path in keep:
             chosen = layer.kept[route(scores.flatten(0, -2)[:, layer.kept], layer.top_k)[1]]
-            gone = ~torch.isin(chosen, torch.tensor(list(keep[layer.path])))
+            gone = ~torch.isin(chosen, torch.tensor(list(keep[layer.path]), device=chosen.device))
             wanted[layer.path] += len(chosen)
             missed[layer.path] += int(gone.any(-1).sum())
 

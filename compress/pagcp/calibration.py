@@ -35,12 +35,15 @@ def chunked(batches: Sequence[Batch], parts: int) -> list[Batch]:
     """The samples of equal batches in so many equal chunks (of two samples at least), drawn across all batches in one
     fixed random order, so that any few chunks stand for the whole.
 
-    Batches whose values are not all tensors with the sample as first dimension (lists of boxes, say) stay as they are.
+    Batches whose values are not all tensors with the sample as first dimension (lists of boxes, say), or of other
+    shapes from batch to batch (boxes filled up to the most of each), stay as they are.
     """
     leaves = [pytree.tree_flatten(batch) for batch in batches]
     structures = {str(structure) for _, structure in leaves}
     length = batch_size(batches[0][0])
     if len(structures) > 1 or not all(_per_sample(leaf, length) for row, _ in leaves for leaf in row):
+        return list(batches)
+    if any(len({leaf.shape for leaf in column}) > 1 for column in zip(*(row for row, _ in leaves), strict=True)):
         return list(batches)
     joined = [torch.cat(column) for column in zip(*(row for row, _ in leaves), strict=True)]
     total = length * len(batches)

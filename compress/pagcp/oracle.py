@@ -28,7 +28,7 @@ from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, estimat
 from secateur.compress.pagcp.session import FEWEST_CHUNKS, Session
 from secateur.compress.speed import fast_layout, float32, in_layout
 from secateur.core.errors import ModelError
-from secateur.core.predict import batch_size, pick_tasks, predict, task_losses
+from secateur.core.predict import batch_size, evaluating, pick_tasks, predict, task_losses
 from secateur.core.task import Batch, Task
 from secateur.profiles.graph import Graph, ancestors
 from secateur.profiles.macs import node_macs
@@ -71,7 +71,7 @@ class Oracle:
 
     def __post_init__(self) -> None:
         model = self.groups.model
-        layout = fast_layout(model, self.batches[0][0], tuple(self.tasks))
+        layout = fast_layout(self.batches[0][0], tuple(self.tasks), model)
         self.batches = [(in_layout(inputs, layout), targets) for inputs, targets in self.batches]
         self._state = {name: in_layout(tensor.detach(), layout) for name, tensor in named_tensors(model).items()}
         self._flops = [{node: 2.0 * node_macs(node) for node in graph.compute} for graph in self.groups.graphs]
@@ -181,13 +181,8 @@ class Oracle:
     def _check_replay(self) -> None:
         """The graph must compute what the module does; views that are written to in place can break that."""
         inputs, _ = self.batches[0]
-        training = self.groups.model.training
-        self.groups.model.eval()
-        try:
-            with torch.no_grad():
-                expected = predict(self.groups.model, inputs, self.tasks)
-        finally:
-            self.groups.model.train(training)
+        with evaluating(self.groups.model) as model:
+            expected = predict(model, inputs, self.tasks)
         found = self._predictions(
             [masked.replay.run(inputs, self._state)[0] for masked in self.groups.masked], self.tasks
         )

@@ -139,6 +139,7 @@ class _Run:
     ) -> ChannelMap:
         """Prune a model in place to limits; `label` tells a second run within a round from the first."""
         strict = strictness(self.tolerance, self.workload.task_names)
+        seed_everything(self.seed, number)  # a calibration loader that shuffles gives a resumed run the same data
         one = Round(
             model, self.workload, self.settings, strict, journal, self.record, number,
             None if self.loop is None else self.loop.hardware, label,
@@ -158,6 +159,7 @@ class _Run:
             model.load_state_dict(saved)
             return
         if ranks.leads():
+            seed_everything(self.seed)
             batches = calibration_batches(self.workload.calibration, self.settings.calibration_samples)
             compensate(model, before, cut, batches, self.workload.tasks)
         ranks.state_from_leader(model)

@@ -23,7 +23,7 @@ from secateur.compress.pagcp.hardware import device_counts
 from secateur.compress.pagcp.oracle import Oracle, Spent
 from secateur.compress.pagcp.prefix import differences
 from secateur.compress.pagcp.restore import restore
-from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, exactly, means
+from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, exactly, means, written
 from secateur.compress.pagcp.sensitivity import evidence
 from secateur.compress.pagcp.sequence import Decision, Kept, Sequence, channel_step
 from secateur.compress.pagcp.settings import Settings
@@ -31,7 +31,7 @@ from secateur.compress.pagcp.target import Target
 from secateur.compress.speed import fast_bfloat16
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
-from secateur.core.errors import ModelError
+from secateur.core.errors import DataError, ModelError
 from secateur.core.predict import batch_size
 from secateur.core.progress import bar
 from secateur.core.task import Workload
@@ -148,7 +148,14 @@ class Round:
         """The losses on each chunk of the model as the round finds it."""
 
         def losses() -> list[Losses]:
-            return list(self._oracle.chunk_losses(kept))
+            found = list(self._oracle.chunk_losses(kept))
+            for task, loss in means(found).items():
+                if not math.isfinite(loss):
+                    raise DataError(
+                        f'the loss of "{task}" is {loss} on some of the calibration data',
+                        "leave such samples out, or let the loss of one with nothing to learn from be 0",
+                    )
+            return found
 
         return self._step(f"{self._label}/reference", kept, losses, list, list)
 
@@ -315,7 +322,9 @@ def _line(decision: Decision, number: int, attempt: int, passed: bool) -> dict[s
             {
                 "ratio": trial.ratio,
                 "kept": trial.kept,
-                "loss_ratio": {task: trial.losses[task] / max(base, 1e-12) for task, base in decision.base.items()},
+                "loss_ratio": written(
+                    {task: trial.losses[task] / max(base, 1e-12) for task, base in decision.base.items()}
+                ),
                 "accepted": trial.accepted,
             }
             for trial in decision.trials

@@ -6,6 +6,7 @@ with another one on the same chunks, whose mean is known better: their differenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,16 @@ def exactly(losses: Mapping[str, float]) -> Standing:
 
 def values(standing: Mapping[str, Any]) -> Losses:
     return {name: estimate[0] for name, estimate in standing.items()}
+
+
+def written(losses: Losses) -> dict[str, float | None]:
+    """Losses as JSON takes them: None for those that are not finite."""
+    return {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
+
+
+def read(document: Mapping[str, float | None]) -> Losses:
+    """What `written` wrote; what was not finite counts as infinite."""
+    return {name: math.inf if loss is None else loss for name, loss in document.items()}
 
 
 def means(losses: Sequence[Losses]) -> Losses:

@@ -21,7 +21,7 @@ from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.dataflow.groups import Index
 from secateur.compress.pagcp.oracle import Oracle
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
-from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, values
+from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, read, values, written
 from secateur.compress.pagcp.schedule import PROBE_RATIO, order, solve_lambda, tolerances
 from secateur.compress.pagcp.search import Search, rise
 from secateur.compress.pagcp.settings import Settings
@@ -83,7 +83,7 @@ class Decision:
             "base": self.base,
             "limits": self.limits,
             "standing": self.standing,
-            "trials": [vars(trial) for trial in self.trials],
+            "trials": [{**vars(trial), "losses": written(trial.losses)} for trial in self.trials],
             "flops_after": self.flops_after,
             "params_after": self.params_after,
         }
@@ -91,7 +91,7 @@ class Decision:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Decision:
         standing = {task: Estimate(*known) for task, known in document["standing"].items()}
-        trials = [Trial(**trial) for trial in document["trials"]]
+        trials = [Trial(**{**trial, "losses": read(trial["losses"])}) for trial in document["trials"]]
         return cls(**{**document, "standing": standing, "trials": trials})
 
 
@@ -273,12 +273,11 @@ class Sequence:
             tau / max(decision.tau, 1e-12) * self._excess(decision.trials[0].losses, decision.base)
             for decision in self._refused()
         ]
-        return max(2 * tau, 1.05 * min(needed, default=0.0) if nothing else 0.0)
+        return max(2 * tau, 1.05 * _least_finite(needed) if nothing else 0.0)
 
     def needed_rise(self, original: Losses) -> float:
         """How far above the original's losses the cheapest refused step would have taken a task."""
-        found = (self._excess(decision.trials[0].losses, original) for decision in self._refused())
-        return min(found, default=0.0)
+        return _least_finite([self._excess(decision.trials[0].losses, original) for decision in self._refused()])
 
     def _excess(self, losses: Losses, base: Losses) -> float:
         """max_t (L_t - B_t), in units of each task's strictness and of what τ is counted in."""
@@ -334,6 +333,11 @@ class Sequence:
         tried = counts[: (-1 if best is None else best) + 2]
         flops = sum(self.costs.flops(self._widths({name: kept - gone})) for _, gone in tried)
         self.oracle.spent.published_loop_forward_flops += flops * self.oracle.samples
+
+
+def _least_finite(values: list[float]) -> float:
+    """The smallest of what is finite: no tolerance allows a loss that is not. 0 where there is none."""
+    return min(filter(math.isfinite, values), default=0.0)
 
 
 def trials(search: Search) -> list[Trial]:

@@ -97,7 +97,7 @@ class Settings:
     oracle_precision: str = "auto"
 
     def __post_init__(self) -> None:
-        self.recipe(0)
+        self.recipe(self.epochs)
         if self.oracle_precision not in ("auto", "float32"):
             raise BudgetError(f'unknown oracle_precision "{self.oracle_precision}"', "choose one of: auto, float32")
         for name in ("rounds", "max_passes", "min_channels", "round_to", "chunks"):
@@ -106,8 +106,8 @@ class Settings:
         if list(self.front) != sorted(set(self.front), reverse=True) or not all(0 < share < 1 for share in self.front):
             shown = ",".join(f"{100 * share:g}%" for share in self.front)
             raise BudgetError(f"the front is {shown}", "give shares that fall, between 0% and 100%: 80%,60%,40%")
-        if self.epochs < 0:
-            raise BudgetError(f"epochs is {self.epochs}", "give 0 or more")
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            raise BudgetError(f"ratios are {list(self.ratios)}", "give at least one, between 0 and 1")
 
     def recipe(self, epochs: int) -> Recipe:
         """How to fine-tune for so many epochs."""

@@ -10,7 +10,7 @@ points/00                  the full width, as any other compressed model
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,19 +70,20 @@ class Elastic(Compressed):
         (folder / PARTS).write_text(canonical_json(self.parts.as_json()), encoding="utf-8")
         (folder / STATISTICS).write_bytes(safetensors.torch.save(dict(self.statistics)))
         if self.settings.get("half"):
+            trained = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
             for path in folder.glob("points/*/weights.safetensors"):
-                path.write_bytes(_halved(path))
+                path.write_bytes(_halved(path, trained))
         if self.elastic.private:
             state = {name: tensor.contiguous() for name, tensor in self.elastic.private.state_dict().items()}
             (folder / PRIVATE).write_bytes(safetensors.torch.save(state))
 
 
-def _halved(path: Path) -> bytes:
-    """A file of tensors in half precision, but for the statistics of norms."""
+def _halved(path: Path, trained: Collection[str]) -> bytes:
+    """A file of tensors with those that were trained, and are rounded so, in half precision."""
     with safetensors.safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         metadata = file.metadata()
-    small = {n: t.half() if t.is_floating_point() and "running_" not in n else t for n, t in state.items()}
+    small = {n: t.half() if t.is_floating_point() and n in trained else t for n, t in state.items()}
     content: bytes = safetensors.torch.save(small, metadata)
     return content
 

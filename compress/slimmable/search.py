@@ -36,7 +36,7 @@ def choose_rows(
     draw: np.random.Generator,
     uniform: Sequence[Row] = (),
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of width indices, at most `limit` of them, and how they were found.
+    """Rows of width indices, at most `limit` of them beside the uniform ones, and how they were found.
 
     Args:
         sizes: number of widths of each stage.
@@ -45,7 +45,7 @@ def choose_rows(
     if math.prod(sizes) <= limit:
         rows = list(itertools.product(*(range(size) for size in sizes)))
         return rows, {"rows": "all", "evaluated": len(rows)}
-    rows = list(dict.fromkeys(uniform))[:limit]
+    rows = list(dict.fromkeys(uniform))
     while len(rows) < max(limit // 3, min(limit, len(sizes) + 2)):
         row = tuple(int(draw.integers(size)) for size in sizes)
         if row not in rows:

@@ -29,9 +29,10 @@ class Settings:
         concentration: of the Dirichlet distribution that task preferences are drawn from; larger is more even.
         recalibration_batches: of training data, for statistics.
         calibration_samples: that a configuration is judged on; None for all.
-        rows: encoder configurations that the table holds at most; all are tabulated where they are not more.
+        rows: encoder configurations that the table holds at most, uniform ones aside, which are there in any case; all
+            are tabulated where they are not more.
         decoder_rows: as `rows`, for each decoder.
-        exported: encoder configurations that the exported files can run at most.
+        exported: encoder configurations that the exported files can run at most; the smallest and the largest always.
         half: round the trained weights to half precision, and store them so: half the size.
     """
 
@@ -68,12 +69,15 @@ class Settings:
         for name in ("epochs", "random", "output_distillation", "original_distillation", "feature_distillation"):
             if getattr(self, name) < 0:
                 raise BudgetError(f"{name} is {getattr(self, name)}", "give 0 or more")
+        if not self.concentration > 0:
+            raise BudgetError(f"concentration is {self.concentration:g}", "give more than 0")
+        self.recipe(self.epochs)
         _ = self.rule
 
     def recipe(self, epochs: int) -> Recipe:
         """How one configuration is fine-tuned by itself, which has learnt before: more gently than all together."""
         return Recipe(
-            epochs, min(self.lr, Recipe.lr), self.weight_decay, self.output_distillation, self.clip, self.ema_decay,
+            epochs, min(self.lr, Recipe.lr), self.weight_decay, self.original_distillation, self.clip, self.ema_decay,
             self.warmup,
         )  # fmt: skip
 

@@ -6,7 +6,6 @@ trace → stages → sort channels → train all widths together → evaluate wi
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from secateur.compress.journal import Journal
 from secateur.compress.pagcp.calibration import calibration_batches
 from secateur.compress.pagcp.round import describe_groups
 from secateur.compress.pagcp.sensitivity import gradients
+from secateur.compress.runs import fingerprint
 from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.features import find_features
 from secateur.compress.slimmable.result import Elastic, collect_statistics, judged_point, traced_inputs
@@ -75,7 +75,7 @@ def slim(
     start = start or Start(workload.model, ChannelMap())
     elastic, stayed = _elastic(workload, settings, start)
     features = find_features(elastic.space, traced_inputs(workload))
-    journal = Journal(state, _identity(start.model, settings, seed), resume=resume)
+    journal = Journal(state, _identity(workload, start, settings, seed), resume=resume)
     curves = train(elastic, workload, settings, features=features, seed=seed, journal=journal)
     if not ranks.leads():
         raise ranks.WorkerDone
@@ -127,10 +127,9 @@ def _round_to_half(elastic: ElasticModel) -> None:
         tensor.copy_(tensor.half())
 
 
-def _identity(model: nn.Module, settings: Settings, seed: int) -> dict[str, Any]:
+def _identity(workload: Workload, start: Start, settings: Settings, seed: int) -> dict[str, Any]:
     """What makes this run another run: everything that its result depends on."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"method": "slimmable", "seed": seed, "settings": settings.as_json(), "model": digest.hexdigest()}
+    return {
+        "method": "slimmable", "seed": seed, "settings": settings.as_json(), "model": fingerprint(start.model),
+        "original": fingerprint(workload.model),
+    }  # fmt: skip

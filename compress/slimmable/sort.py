@@ -94,7 +94,7 @@ def permute(model: nn.Module, groups: ChannelGroups, orders: Mapping[str, Tensor
                 continue
             done.add((id(tensor), member.dim, name))
             index = torch.from_numpy(member.index)
-            source, target = index[wanted].flatten(), index.flatten()
+            source, target = (each.flatten().to(tensor.device) for each in (index[wanted], index))
             tensor.index_copy_(member.dim, target, tensor.index_select(member.dim, source))
 
 

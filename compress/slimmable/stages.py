@@ -61,7 +61,7 @@ def find_stages(groups: ChannelGroups, tasks: Sequence[str], rule: Rule) -> tupl
     """The stages of a traced model, encoder first, each in the order of computation.
 
     Raises:
-        ModelError: nothing of the model is elastic.
+        ModelError: nothing of the model is elastic, or no width but the full one is left after rounding.
         BudgetError: a pattern of `fixed` that names nothing.
 
     Warns:
@@ -83,7 +83,13 @@ def find_stages(groups: ChannelGroups, tasks: Sequence[str], rule: Rule) -> tupl
         _stage(names[key], tuple(task for task in tasks if task in key[0]), [groups[m] for m in members[key]], rule)
         for key in ordered
     ]
-    return tuple(stage for stage in stages if len(stage.widths) > 1)
+    found = tuple(stage for stage in stages if len(stage.widths) > 1)
+    if not found:
+        raise ModelError(
+            f"every width of {', '.join(f'{width:g}' for width in rule.widths)} rounds to all channels",
+            "name smaller widths, or a smaller round_to (--set round_to=1)",
+        )
+    return found
 
 
 def needed_by(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, frozenset[str]]:

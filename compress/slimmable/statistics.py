@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.compress.slimmable.elastic import ElasticModel, Subnet
 from secateur.compress.slimmable.space import Configuration
@@ -24,11 +24,11 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def norms(model: nn.Module) -> list[str]:
-    """Paths of the layers that keep running statistics."""
+    """Paths of the layers that keep running statistics of batches; those that instance norms may keep are trained."""
     return [
         path
         for path, module in model.named_modules()
-        if isinstance(module, _NormBase) and module.running_mean is not None
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
 
 

@@ -13,8 +13,7 @@ from what the largest one had learnt. A moving average of the weights is the res
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ from secateur.compress.slimmable.space import Configuration, Space
 from secateur.compress.speed import fast_bfloat16, fast_layout, float32, in_layout, lay_out, trains_in
 from secateur.compress.training.distill import distillation
 from secateur.compress.training.objective import frozen
-from secateur.compress.training.steps import Descent, batches_of
-from secateur.core.errors import DataError, ModelError
+from secateur.compress.training.steps import Descent, Windows
+from secateur.core.errors import ModelError
 from secateur.core.predict import predict, task_losses
 from secateur.core.progress import bar
 from secateur.core.seeds import seed_everything
@@ -87,24 +86,21 @@ class _Run:
         self, elastic: ElasticModel, workload: Workload, settings: Settings, features: Sequence[Feature]
     ) -> None:
         self.elastic, self.workload, self.settings = elastic, workload, settings
-        self.batches_per_step = settings.accumulate * ranks.world()
         self.space, self.tasks = elastic.space, workload.tasks
         self.features = tuple(features) if settings.feature_distillation else ()
         self.device = next(elastic.parameters()).device.type
         inputs, _ = next(iter(workload.calibration))
         self.bfloat16 = fast_bfloat16(self.device) and trains_in(torch.bfloat16, elastic.model, inputs, self.tasks)
-        self.layout = fast_layout(elastic.model, workload.example_input, self.tasks)
-        lay_out(elastic.model, self.layout)
-        self.original = lay_out(frozen(workload.model), self.layout) if settings.original_distillation else None
+        self.original = frozen(workload.model) if settings.original_distillation else None
+        teachers = () if self.original is None else (self.original,)
+        self.layout = fast_layout(workload.example_input, self.tasks, *teachers, trained=elastic.model)
+        for each in (elastic.model, *teachers):
+            lay_out(each, self.layout)
         self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
         self.sums: list[Tensor | None] = []
-        self.steps = batches_of(workload) // self.batches_per_step
-        if self.steps == 0:
-            raise DataError(
-                f"the train loader has fewer batches than one step takes ({self.batches_per_step})",
-                "use fewer processes, or smaller batches",
-            )
+        self.windows = Windows(workload, settings.accumulate)
+        self.steps = self.windows.steps
         self.descent = Descent(
             self.weights, self.weights, lr=settings.lr, weight_decay=settings.weight_decay, warmup=settings.warmup,
             ema_decay=settings.ema_decay, steps=settings.epochs * self.steps,
@@ -112,14 +108,10 @@ class _Run:
 
     def epoch(self, number: int, draw: np.random.Generator, progress: Any) -> dict[str, Any]:
         sums: dict[str, dict[str, float]] = {}
-        for batches in self._steps():
+        for batches in self.windows.epoch(number):
             found = self.step(batches, draw)
-            if not math.isfinite(float(ranks.mean(torch.tensor(found["losses"]["loss"])))):
-                self._back_to_average()
-                raise ModelError(
-                    f"the loss became {found['losses']['loss']} in epoch {number} of training",
-                    "lower the learning rate; the weights of the last good step were kept",
-                )
+            self._refuse_infinite("loss", found["losses"]["loss"], number)
+            self._refuse_infinite("gradient", sum(found["gradients"].values()), number)
             self.descent.step()
             for kind, values in found.items():
                 for name, value in values.items():
@@ -129,11 +121,14 @@ class _Run:
         losses = sums.pop("losses", {"loss": math.nan})
         return {"epoch": number, "loss": losses["loss"], **sums}
 
-    def _steps(self) -> Iterator[list[Batch]]:
-        """The batches of each step that are this process's; what fills no step is left out."""
-        batches = iter(self.workload.train)
-        for _ in range(self.steps):
-            yield list(islice(batches, self.batches_per_step))[ranks.rank() :: ranks.world()]
+    def _refuse_infinite(self, what: str, value: float, number: int) -> None:
+        """Stop before a step that would spoil weights and average, where it is so in any process."""
+        if not math.isfinite(float(ranks.mean(torch.tensor(value)))):
+            self._back_to_average()
+            raise ModelError(
+                f"the {what} became {value} in epoch {number} of training",
+                "lower the learning rate; the weights of the last good step were kept",
+            )
 
     def step(self, batches: list[Batch], draw: np.random.Generator) -> dict[str, dict[str, float]]:
         """Gradients of one step, clipped for each configuration, summed over them, averaged over batches and

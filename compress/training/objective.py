@@ -18,7 +18,7 @@ from secateur.compress.speed import fast_layout, float32, in_layout, lay_out
 from secateur.compress.training.distill import Adapters, distillation, recording, shared_points
 from secateur.compress.training.recipe import Recipe
 from secateur.compress.training.weighting import WEIGHTINGS
-from secateur.core.predict import predict, task_losses
+from secateur.core.predict import evaluating, predict, task_losses
 from secateur.core.task import Batch, Workload
 
 
@@ -30,13 +30,16 @@ class Objective(nn.Module):
         self.model, self._recipe, self._precision = model, recipe, precision
         self._tasks = workload.tasks
         self._device = next(model.parameters()).device
-        self._layout = lay_out_fast(model, workload)
         self._teacher: list[nn.Module] = []  # in a list, so that it is no part of this module
+        if recipe.distillation or recipe.feature_distillation:
+            self._teacher.append(frozen(workload.model).to(self._device))
+        inputs = moved(workload.example_input, self._device)
+        self._layout = fast_layout(inputs, self._tasks, *self._teacher, trained=model)
+        for each in (model, *self._teacher):
+            lay_out(each, self._layout)
         self._points: tuple[str, ...] = ()
         self.adapters: Adapters | None = None
         self.weighting = WEIGHTINGS[recipe.weighting](self._tasks).to(self._device)
-        if recipe.distillation or recipe.feature_distillation:
-            self._teacher.append(lay_out(frozen(workload.model), self._layout).to(self._device))
         if recipe.feature_distillation:
             self._match_features(workload)
 
@@ -44,11 +47,8 @@ class Objective(nn.Module):
         inputs, _ = self.laid_out(next(iter(workload.calibration)))
         self._points = shared_points(self.model, self._teacher[0], inputs, self._tasks)
         if self._points:
-            modes = {module: module.training for module in self.model.modules()}
-            with torch.no_grad():
-                (_, small), (_, large) = (self._run(each.eval(), inputs) for each in (self.model, self._teacher[0]))
-            for module, training in modes.items():
-                module.training = training
+            with evaluating(self.model), evaluating(self._teacher[0]):
+                (_, small), (_, large) = (self._run(each, inputs) for each in (self.model, self._teacher[0]))
             self.adapters = Adapters(small, large).to(self._device)
 
     def laid_out(self, batch: Batch) -> Batch:
@@ -79,14 +79,6 @@ class Objective(nn.Module):
             found = predict(model, inputs, self._tasks)
         predictions = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
         return predictions, [float32(seen[path]) for path in self._points]
-
-
-def lay_out_fast(model: nn.Module, workload: Workload) -> torch.memory_format:
-    """Put a model into the layout that its device runs fastest, in place."""
-    device = next(model.parameters()).device
-    layout = fast_layout(model, moved(workload.example_input, device), workload.tasks)
-    lay_out(model, layout)
-    return layout
 
 
 def frozen(model: nn.Module) -> nn.Module:

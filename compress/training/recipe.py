@@ -43,9 +43,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
-        if self.accumulate < 1:
-            raise BudgetError(f"accumulate is {self.accumulate}", "give at least 1")
-        if self.patience < 0:
-            raise BudgetError(f"patience is {self.patience}", "give 0 or more")
+        for name, fits, needed in (
+            ("lr", self.lr >= 0, "0 or more"), ("clip", self.clip > 0, "more than 0"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("distillation", self.distillation >= 0, "0 or more"),
+            ("feature_distillation", self.feature_distillation >= 0, "0 or more"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the steps: 0 or more, less than 1"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "0 or more, less than 1"),
+            ("epochs", self.epochs >= 0, "0 or more"), ("patience", self.patience >= 0, "0 or more"),
+            ("accumulate", self.accumulate >= 1, "at least 1"),
+        ):  # fmt: skip
+            if not fits:
+                raise BudgetError(f"{name} is {getattr(self, name):g}", f"give {needed}")
         if self.precision not in PRECISIONS:
             raise BudgetError(f'unknown precision "{self.precision}"', f"choose one of: {', '.join(PRECISIONS)}")

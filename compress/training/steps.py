@@ -49,9 +49,12 @@ class Windows:
         return math.ceil(self.batches / self._accumulate)
 
     def epoch(self, number: int) -> Iterator[list[Batch]]:
-        """The windows of one epoch."""
+        """The windows of one epoch, in an order that the seed of torch's own generator says."""
         if self._sampler is not None:
             self._sampler.set_epoch(number)
+        for drawing in (self._loader, getattr(self._loader, "sampler", None)):
+            if isinstance(generator := getattr(drawing, "generator", None), torch.Generator):
+                generator.manual_seed(torch.initial_seed())  # a resumed run draws what the whole one would have
         own = iter(self._loader)
         if self._sampler is None:
             own = itertools.islice(own, ranks.rank(), None, ranks.world())

@@ -85,7 +85,7 @@ def prepare_tuning(report: Report) -> dict[str, Any] | None:
 def sparkline(curve: Sequence[Mapping[str, Any]], bound: float) -> Sparkline | None:
     """The loss curve of one decision, sorted by the share removed (a bisection tries them out of order), and the ratio
     that it must stay below."""
-    tried = sorted((entry for entry in curve if entry.get("loss_ratio")), key=lambda entry: entry["ratio"])
+    tried = sorted((entry for entry in curve if _finite(entry.get("loss_ratio"))), key=lambda entry: entry["ratio"])
     worst: list[float] = [max(entry["loss_ratio"].values()) for entry in tried]
     if not worst:
         return None
@@ -99,6 +99,11 @@ def sparkline(curve: Sequence[Mapping[str, Any]], bound: float) -> Sparkline | N
         for entry, value in zip(tried, worst, strict=True)
     ]
     return Sparkline(trials, height(bound), "; ".join(map(_words, trials)))
+
+
+def _finite(ratios: Mapping[str, float | None] | None) -> bool:
+    """Whether a candidate's losses can be drawn: one that is not finite is written as None."""
+    return bool(ratios) and all(value is not None for value in (ratios or {}).values())
 
 
 def _words(trial: Trial) -> str:

@@ -7,7 +7,7 @@ for batch in track(loader, "fine-tuning"): ...
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -92,10 +92,14 @@ def bar(label: str, total: float) -> Iterator[Bar]:
 
 def track(items: Iterable[T], label: str) -> Iterator[T]:
     """Iterate with a bar; without a label, or a known length, just iterate."""
-    if not label or not isinstance(items, Sized):
+    try:
+        total = len(items)  # type: ignore[arg-type]  # a DataLoader over an iterable dataset has none, though it says so
+    except TypeError:
+        label = ""
+    if not label:
         yield from items
         return
-    with bar(label, len(items)) as progress:
+    with bar(label, total) as progress:
         for item in items:
             yield item
             progress.advance()
