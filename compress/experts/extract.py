@@ -296,8 +296,8 @@ def _dead(model: nn.Module, workload: Workload) -> ChannelMap:
 
 
 def _exact_decision(layer: ExpertLayer, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The first cut of a layer: what no kept task uses."""
-    kept = len(record["kept"][layer.path])
+    """The first cut of a layer: what no kept task uses, which may be all of it."""
+    kept = len(record["kept"].get(layer.path, ()))
     return {
         "round": 0, "pass": 0, "group": layer.path, "channels": layer.experts, "kept_before": layer.experts,
         "kept": kept, "tau": 0.0, "pruned": kept < layer.experts, "curve": [], "flops_after": None,

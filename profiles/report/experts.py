@@ -23,9 +23,9 @@ def prepare(report: Report) -> dict[str, Any] | None:
     found = report.history.get("experts")
     if not found:
         return None
-    last = found["points"][-1]
+    kept = found["points"][report.manifest.chosen]["kept"]
     return {
-        "layers": [_layer(layer, found, last["kept"]) for layer in found["layers"]],
+        "layers": [_layer(layer, found, kept.get(layer["path"], [])) for layer in found["layers"]],
         "tasks": found["tasks"],
         "exact": found["exact"],
         "points": [_point(point, found) for point in found["points"]],
@@ -34,16 +34,16 @@ def prepare(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _layer(layer: Mapping[str, Any], found: Mapping[str, Any], kept: Mapping[str, list[int]]) -> dict[str, Any]:
+def _layer(layer: Mapping[str, Any], found: Mapping[str, Any], kept: list[int]) -> dict[str, Any]:
     path, usage = layer["path"], found["usage"]
-    rows = {task: _cells(table[path]["tokens"], set(kept[path])) for task, table in usage.items() if path in table}
+    rows = {task: _cells(table[path]["tokens"], set(kept)) for task, table in usage.items() if path in table}
     overlap = found["overlap"].get(path, {})
     pairs = [
         (one, other, value)
         for position, (one, others) in enumerate(overlap.items())
         for other, value in list(others.items())[position + 1 :]
     ]
-    return {**layer, "rows": rows, "kept": len(kept[path]), "overlap": pairs}
+    return {**layer, "rows": rows, "kept": len(kept), "overlap": pairs}
 
 
 def _cells(tokens: list[float], kept: set[int]) -> list[Cell]:
