@@ -131,7 +131,7 @@ def compile_onnx(
             )
     target = target_of(arch)
     executable = build(model, target, onnx_file, 0 if arch else trials)
-    with writing(path) as temporary, contextlib.suppress(FileNotFoundError):
+    with writing(path) as temporary:
         library = temporary.with_name(f"{temporary.name}.so")  # the linker asks for the suffix
         try:
             _link(executable, library, arch)
@@ -273,13 +273,16 @@ def _link(executable: Any, library: Path, arch: str) -> None:
 
     from tvm.support import cc
 
-    if not arch:
-        executable.export_library(str(library))
-        return
-    compiler = CROSS[arch][1]
-    if shutil.which(compiler) is None:
-        raise ExportError(f"{compiler} is not installed", f"on Debian and Ubuntu: apt-get install g++-{arch}-linux-gnu")
-    executable.export_library(str(library), fcompile=cc.cross_compiler(compiler))
+    compiler = CROSS[arch][1] if arch else cc.get_cc()
+    if compiler is None or shutil.which(compiler) is None:
+        package = f"g++-{arch}-linux-gnu" if arch else "g++"
+        raise ExportError(
+            f"{compiler or 'a C++ compiler'} is not installed", f"on Debian and Ubuntu: apt-get install {package}"
+        )
+    try:
+        executable.export_library(str(library), fcompile=cc.cross_compiler(compiler) if arch else None)
+    except RuntimeError as error:
+        raise ExportError(f"{compiler} cannot link the library: {_reason(error)}", "see --debug") from error
 
 
 def _version() -> str:

@@ -11,7 +11,6 @@ another tile takes a fraction of a second to build and measure.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.cache import cache_folder
 from secateur.core.files import write_json
 from secateur.core.progress import say
 from secateur.export.tvm_kernels import Tile, Vectors
@@ -57,9 +57,7 @@ def known_tiles(file: Path) -> dict[str, Tile]:
 
 def database(cpu: str, version: str) -> Path:
     """The file of one CPU and version of TVM, below `$SECATEUR_CACHE` or the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    folder = Path(os.environ.get("SECATEUR_CACHE") or user_cache_path("secateur", appauthor=False))
+    folder = cache_folder()
     return folder / "tvm" / f"{cpu}-{version}.json"
 
 

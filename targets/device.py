@@ -161,7 +161,10 @@ def get(name: str | os.PathLike[str]) -> Device:
     text = os.fspath(name)
     found = _files().get(text)
     if found is not None:
-        return _read(found)
+        device = _read(found)
+        if device.name != text:
+            raise DeviceError(f"{found} describes {device.name}", f"write name: {text}, or rename the file")
+        return device
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         return _read(Path(text))
     family = text.partition(":")[0]

@@ -45,6 +45,7 @@ _MEASURE = {
     "tvm": "export with --to tvm and run it there",
     "onnxruntime": "export with --to onnx and run it there",
     "ncnn": "export with --to ncnn and run it there, over adb or ssh",
+    "openvino": "export with --to openvino and run it there",
     "tensorrt": "run secateur on a machine with this GPU",
     "edge-moe": "synthesise the published accelerator for the board",
     "vitis-ai": "export with --to onnx and compile it with the vendor's tools for the board",

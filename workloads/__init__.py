@@ -15,7 +15,7 @@ from secateur.core.errors import SecateurError, WorkloadError
 if TYPE_CHECKING:
     from secateur.core.task import Workload
 
-_BUILT_IN = {
+BUILT_IN = {
     "scenes": "secateur.workloads.scenes",
     "digits": "secateur.workloads.digits",
     "multifashion": "secateur.workloads.multifashion",
@@ -32,12 +32,12 @@ _BUILT_IN = {
 
 def names() -> list[str]:
     """Names of the built-in workloads."""
-    return list(_BUILT_IN)
+    return list(BUILT_IN)
 
 
 def built_in(name: str) -> Any:
     """The module of a built-in workload."""
-    return importlib.import_module(_BUILT_IN[name])
+    return importlib.import_module(BUILT_IN[name])
 
 
 def workload(reference: str) -> Workload:
@@ -48,7 +48,7 @@ def workload(reference: str) -> Workload:
     Raises:
         WorkloadError: nothing of that name, or a function that fails or returns something else.
     """
-    if reference in _BUILT_IN:
+    if reference in BUILT_IN:
         return _call(built_in(reference).workload, reference)
     if ":" not in reference:
         raise WorkloadError(f'no workload "{reference}"', _suggestion(reference))
@@ -57,9 +57,9 @@ def workload(reference: str) -> Workload:
 
 
 def _suggestion(reference: str) -> str:
-    near = difflib.get_close_matches(reference.lower(), _BUILT_IN, n=1)
+    near = difflib.get_close_matches(reference.lower(), BUILT_IN, n=1)
     question = f'did you mean "{near[0]}"? ' if near else ""
-    return f"{question}built in: {', '.join(_BUILT_IN)}; or name your own as package.module:function"
+    return f"{question}built in: {', '.join(BUILT_IN)}; or name your own as package.module:function"
 
 
 def _module(name: str, reference: str) -> Any:

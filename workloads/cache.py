@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secateur.core.cache import cache_folder
 from secateur.core.errors import OutputError
 from secateur.core.files import writing
 from secateur.core.progress import say
@@ -19,7 +19,7 @@ from secateur.core.progress import say
 def cached(name: str, version: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `make` gives, from the cache or made now. A damaged file, or one of another version, is made again; a cache
     that cannot be written costs only time."""
-    path = Path(platformdirs.user_cache_dir("secateur")) / f"{name}.safetensors"
+    path = cache_folder() / f"{name}.safetensors"
     found = _read(path, version)
     if found is not None:
         return found

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import platformdirs
-
+from secateur.core.cache import cache_folder
 from secateur.core.errors import ExportError, TargetUnavailableError
 from secateur.core.files import writing
 
@@ -79,7 +78,7 @@ def build_runner(ncnn: Path, output: Path, toolchain: Toolchain = Toolchain(), *
     if cmake is None:
         raise TargetUnavailableError("cmake is not installed", "on Debian: apt install cmake g++")
     arguments = [*toolchain.arguments(), _where(ncnn)]
-    folder = platformdirs.user_cache_path("secateur") / "ncnn" / _key(arguments)
+    folder = cache_folder() / "ncnn" / _key(arguments)
     folder.mkdir(parents=True, exist_ok=True)
     with resources.as_file(resources.files("secateur.export.runner")) as source:
         _call([cmake, "-S", str(source), "-B", str(folder), *arguments])

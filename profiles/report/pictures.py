@@ -48,6 +48,14 @@ def data_uri(picture: Picture, side: int = 256) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def check_pictures(sample: Sample) -> None:
+    """Raises:
+    ValueError: a picture that cannot be shown.
+    """
+    for picture in (sample.input, *(each for roles in sample.tasks.values() for each in roles.values())):
+        data_uri(picture, 1)
+
+
 def _sample(sample: Sample, side: int) -> dict[str, Any]:
     tasks = {
         task: {role: data_uri(pictures[role], side) for role in ROLES if role in pictures}

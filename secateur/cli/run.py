@@ -134,7 +134,7 @@ def _clear(error: BaseException) -> SecateurError:
     if isinstance(error, SecateurError):
         return error
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return StoppedError("stopped; nothing was changed")
+        return StoppedError("stopped; what stands at the output is whole")
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         return _UsageError(error.format_message(), f"see: {context.command_path if context else 'secateur'} --help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def select_widths(
     from secateur.core.budget import Tolerance
     from secateur.verbs.select_elastic import select_elastic, write_selection
 
-    floors = Tolerance.parse(list(drop)) if drop else None
+    floors = Tolerance.parse(list(drop), math.inf) if drop else None
     running = [task.strip() for task in tasks.split(",") if task.strip()] if tasks is not None else None
     selection = select_elastic(
         bundle, list(budget), target, prefer, tasks=running, floors=floors, objective=objective,  # type: ignore[arg-type]

@@ -218,8 +218,13 @@ class Tolerance:
     tasks: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def parse(cls, text: str | Iterable[str] | Mapping[str, str] | Tolerance | None) -> Tolerance:
+    def parse(
+        cls, text: str | Iterable[str] | Mapping[str, str] | Tolerance | None, default: float = 0.01
+    ) -> Tolerance:
         """Parse `"1%"`, `["1%", "depth=3%"]` or `{"*": "1%", "depth": "3%"}`.
+
+        Args:
+            default: what holds where the text says it of named tasks only.
 
         Raises:
             BudgetError: with the text found and an example of what is meant.
@@ -228,7 +233,7 @@ class Tolerance:
             return text
         if isinstance(text, Mapping):
             text = [value if task == "*" else f"{task}={value}" for task, value in text.items()]
-        default, tasks = cls.default, dict[str, float]()
+        tasks = dict[str, float]()
         for part in _items(text, "drop", '"1%", or "depth=3%" for one task'):
             task, drop = _parse_drop(part)
             if task is None:

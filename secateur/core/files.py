@@ -40,14 +40,15 @@ def writing(path: Path) -> Iterator[Path]:
 def writing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, swapped into its place when the block ends well.
 
-    At every moment a whole old or a whole new folder is on disk.
+    At every moment a whole old or a whole new folder is on disk. Of a link it is the folder behind it.
     """
-    with clear_errors(path):
+    named, path = path, path.resolve()
+    with clear_errors(named):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         temporary.mkdir()
     try:
-        with clear_errors(path):
+        with clear_errors(named):
             yield temporary
             with _alone(path.parent):
                 _swap(temporary, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,7 +17,9 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-PREFIX = "secateur-"
+PREFIX = "secateur-scratch-"
+_OURS = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
+"""What `tempfile` makes of it; nothing of a user's is called so."""
 YOUNG = 60.0
 """Seconds in which a folder may not be locked yet."""
 
@@ -42,7 +45,8 @@ def _remove_orphans(folder: Path) -> None:
     for left in folder.glob(f"{PREFIX}*"):
         with suppress(OSError):
             found = left.lstat()
-            if left.is_dir() and found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNG:
+            old = time.time() - found.st_mtime > YOUNG
+            if _OURS.fullmatch(left.name) and left.is_dir() and found.st_uid == os.getuid() and old:
                 _remove_if_free(left)
 
 

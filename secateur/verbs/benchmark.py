@@ -37,6 +37,8 @@ from secateur.verbs.sources import (
 load_formats()
 FILE = "benchmark.json"
 """Where a bundle keeps the measurements that were made when it was written."""
+ORIGINAL = "original"
+"""What a bundle's original is called beside it."""
 Thing = Workload | Bundle | str | os.PathLike[str]
 
 
@@ -142,7 +144,8 @@ class Exports:
         """(name, subject) of what a user gave; `prefix` keeps the exported files of two things apart."""
         if looks_like_bundle(thing):
             bundle = open_bundle(thing)  # type: ignore[arg-type]
-            return bundle.path.name, self.bundle(bundle, prefix, workload)
+            name = bundle.path.name
+            return name if name != ORIGINAL else f"{name} (bundle)", self.bundle(bundle, prefix, workload)
         if isinstance(thing, os.PathLike) or (isinstance(thing, str) and thing.endswith(".onnx")):
             return os.fspath(thing), Subject(Path(thing))
         found = find_workload(thing)  # type: ignore[arg-type]
@@ -163,11 +166,11 @@ class Exports:
             return {}
         costs = costs_of(bundle.manifest.before)
         return {
-            "original": Subject(
-                self._export(original, "original"),
+            ORIGINAL: Subject(
+                self._export(original, ORIGINAL),
                 costs,
                 None,
-                self._converter(lambda: original, "original"),
+                self._converter(lambda: original, ORIGINAL),
                 lambda: original,
             )
         }

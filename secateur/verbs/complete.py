@@ -13,8 +13,8 @@ from secateur.export.bundles import export_bundle
 from secateur.export.formats import Request
 from secateur.export.onnx import to_onnx
 from secateur.profiles.report import write_report
-from secateur.verbs.benchmark import Benchmark, compared, converter, costs_of
-from secateur.verbs.hardware import ORIGINAL, judged
+from secateur.verbs.benchmark import ORIGINAL, Benchmark, compared, converter, costs_of
+from secateur.verbs.hardware import judged
 from secateur.verbs.measure import Place, Subject, measure_everywhere
 from secateur.verbs.report import FILE, content_of
 from secateur.verbs.sources import compressed_model

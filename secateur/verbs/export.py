@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ def export(
     """
     opened = open_bundle(bundle)
     if to in ("elastic", ("elastic",), ["elastic"]):
+        if options not in (None, Options()):
+            raise ExportError("elastic files know no options", "leave out --precision and the like")
         return _elastic(opened, out, workload, force)
     wanted = [name.strip() for text in ([to] if isinstance(to, str) else to) for name in text.split(",")]
     requests = [Request(name, options or Options()) for name in dict.fromkeys(wanted)]
@@ -71,8 +73,7 @@ def export(
     model = compressed_model(opened, found)
     with Scratch() as temporary:
         done = export_all(model, found, requests, Path(temporary))
-        for _, each in done:
-            _move((each.written.path, *each.written.beside), Path(out), force)
+        _move([path for _, each in done for path in (each.written.path, *each.written.beside)], Path(out), force)
     return [
         Artefact(request.format, Path(out) / each.written.path.name, each.parity, each.unproven, each.written.details)
         for request, each in done
@@ -112,11 +113,14 @@ def parity_of(entry: Entry) -> Parity | None:
     return Parity(entry.max_abs, entry.mean_abs, entry.metrics, entry.samples)
 
 
-def _move(files: Iterable[Path], destination: Path, force: bool) -> None:
+def _move(files: Sequence[Path], destination: Path, force: bool) -> None:
+    """All of them, or none where one is in the way."""
     with clear_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
         for file in files:
-            place = destination / file.name
-            if place.exists() and not force:
-                raise OutputError(f"{place} exists", "choose another folder with -o, or replace it with --force")
-            shutil.move(file, place)
+            if (destination / file.name).exists() and not force:
+                raise OutputError(
+                    f"{destination / file.name} exists", "choose another folder with -o, or replace it with --force"
+                )
+        for file in files:
+            shutil.move(file, destination / file.name)

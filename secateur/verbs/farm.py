@@ -27,11 +27,9 @@ from secateur.targets.farm.lease import Leases
 from secateur.targets.farm.network import Network, job_of, measure, profile
 from secateur.targets.farm.schedule import Outcome, run_all
 from secateur.targets.runtimes import RUNTIMES
-from secateur.verbs.benchmark import Benchmark, Exports, Thing
+from secateur.verbs.benchmark import ORIGINAL, Benchmark, Exports, Thing
 from secateur.verbs.measure import Subject, filled
 from secateur.verbs.sources import AnyWorkload
-
-ORIGINAL = "original"
 
 
 @dataclass(frozen=True)

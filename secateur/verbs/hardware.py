@@ -3,7 +3,6 @@ and what judges them in the end."""
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,14 @@ from secateur.core.bundle import Manifest, OnTarget
 from secateur.core.costs import Profile
 from secateur.core.errors import BudgetError, ExportError, TargetUnavailableError
 from secateur.core.progress import say
+from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.targets.device import Device
 from secateur.targets.hardware import Hardware, hardware_of
-from secateur.verbs.benchmark import Exports, costs_of
+from secateur.verbs.benchmark import ORIGINAL, Exports, costs_of
 from secateur.verbs.measure import Place, measure, places
 
-ORIGINAL, MODEL = "original", "model"
+MODEL = "model"
 
 
 def hardware_for(budget: Budget, targets: str | Iterable[str]) -> Hardware | None:
@@ -58,7 +58,7 @@ class Checker:
     def __call__(self, model: nn.Module) -> Checked | None:
         say(f"checking on {self._place.name}")
         workload = self._workload
-        with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+        with Scratch() as temporary:
             exports = Exports(Path(temporary), True)
             try:
                 subjects = {
@@ -70,7 +70,9 @@ class Checker:
                 warnings.warn(f"judged by prediction alone: {error.message}", stacklevel=2)
                 return None
         source = found[MODEL].source
-        assert source in ("measured", "predicted")
+        if source not in ("measured", "predicted"):
+            warnings.warn(f"judged by prediction alone: {found[MODEL].reason}", stacklevel=2)
+            return None
         return Checked(figures_of(found[MODEL], found[ORIGINAL]), source)
 
 

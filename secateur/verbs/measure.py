@@ -199,6 +199,8 @@ def _measured(
     if predict or is_predicted(place) or _only_predictable(subjects, place):
         return _predicted(subjects, place, against, layers, shapes)
     if place.runtime in RUNTIMES:
+        if (place.settings.batch or 1) != 1:
+            raise DeviceError(f"{place.name}: {place.runtime} runs one sample at a time here", "leave out batch")
         runtime = RUNTIMES[place.runtime]
         files = {name: subject.form(runtime) for name, subject in subjects.items()}
         inputs = {name: inputs_of(subject.onnx, shapes or {}) for name, subject in subjects.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,12 @@ from secateur.core.budget import Budget, figure
 from secateur.core.bundle import Bundle, CostsEntry, Manifest
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailableError
+from secateur.core.scratch import Scratch
 from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
-from secateur.verbs.benchmark import Benchmark, converter, costs_of
+from secateur.verbs.benchmark import ORIGINAL, Benchmark, converter, costs_of
 from secateur.verbs.complete import point_subjects
-from secateur.verbs.hardware import ORIGINAL, figures_of
+from secateur.verbs.hardware import figures_of
 from secateur.verbs.measure import Place, Subject, is_predicted, measure, needs_onnx
 from secateur.verbs.report import history_of
 from secateur.verbs.sources import AnyWorkload, workload_of
@@ -107,7 +107,7 @@ class Points:
                 f"{self._place.name}: {self._place.reason}", self._place.how or "choose another target"
             )
         found = workload_of(self._bundle, self._workload)
-        with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+        with Scratch() as temporary:
             folder, onnx = Path(temporary), needs_onnx(self._place)
             path = folder / "original.onnx"
             original = to_onnx(found.model, found, path) if onnx else path

@@ -17,6 +17,7 @@ from secateur.core.predict import as_args, batch_size, evaluating, predict
 from secateur.core.task import Workload
 from secateur.profiles.count import count
 from secateur.profiles.report import Report, Sample, write_report
+from secateur.profiles.report.pictures import check_pictures
 from secateur.verbs.benchmark import Benchmark
 from secateur.verbs.sources import AnyBundle, AnyWorkload, compressed_model, open_bundle, workload_of
 
@@ -92,10 +93,13 @@ def _samples(workload: Workload, model: nn.Module) -> Sequence[Sample]:
         before = predict(workload.model, inputs, workload.tasks)
         after = predict(model, inputs, workload.tasks)
     try:
-        return [
+        found = [
             _sample(workload, index, inputs, {"label": targets, "before": before, "after": after})
             for index in range(min(SAMPLES, batch_size(inputs)))
         ]
+        for sample in found:
+            check_pictures(sample)
+        return found
     except Exception as error:  # the user's own function
         warnings.warn(f"no pictures in the report: render failed: {type(error).__name__}: {error}", stacklevel=2)
         return ()

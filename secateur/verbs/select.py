@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -92,7 +93,7 @@ def select(
     """
     if isinstance(bundle, Elastic):
         return select_elastic(
-            bundle, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
+            bundle, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors, math.inf), objective=objective
         )
     opened = open_bundle(bundle)
     if not is_elastic(opened) and tasks is None and floors is None and objective == "chebyshev" and not epochs:
@@ -100,7 +101,7 @@ def select(
             opened, budget, target, prefer, workload=workload, output=output, force=force, command=command
         )
     chosen = select_elastic(
-        opened, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors), objective=objective
+        opened, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors, math.inf), objective=objective
     )
     if output is None:
         return chosen

@@ -3,6 +3,7 @@ written as a bundle of its own."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,7 +130,8 @@ def select_elastic(
         target: one that the table has latencies of, or another that can be predicted.
         prefer: weights of tasks; 1 for those that are not named.
         tasks: those that are to run, all by default.
-        floors: relative loss, against the original, that is allowed of the tasks that are named.
+        floors: relative loss, against the original, that is allowed of each task that runs; of some only where
+            `Tolerance.parse(text, math.inf)` says nothing of the others.
         objective: "chebyshev", "paper" or "sum"; see `secateur.core.elastic.choose`.
 
     Raises:
@@ -139,15 +141,25 @@ def select_elastic(
     """
     started = time.perf_counter()
     limits = Budget.parse(budget)
-    named, floor = target, dict(floors.tasks) if floors else {}
+    named = target
     table, target = _on_target(bundle, target, [limit.kind for limit in limits.on_target.limits])
     running = None if tasks is None else tuple(tasks)
     chooser = Chooser(table, target=target, tasks=running)
+    floor = _floors(floors, table.tasks if running is None else running, table.tasks)
     allowed = {limit.kind: limit.absolute(_original(table, limit.kind, target)) for limit in limits.limits}
     choice = chooser.pick(Wish(allowed, prefer or {}, floor, objective))
     found = bundle if isinstance(bundle, Bundle) else None
     elapsed = 1e3 * (time.perf_counter() - started)
     return ElasticSelection(found, table, choice, limits, floor, target, named, elapsed)
+
+
+def _floors(floors: Tolerance | None, running: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+    """Task → the loss that is allowed of it, of those that have a limit."""
+    if floors is None:
+        return {}
+    floors.check(known)
+    found = {task: floors.of(task) for task in (*running, *dict(floors.tasks))}
+    return {task: drop for task, drop in found.items() if math.isfinite(drop)}
 
 
 def _on_target(bundle: Bundle | Elastic, target: str, kinds: Sequence[str]) -> tuple[Table, str]:
@@ -205,28 +217,28 @@ def write_selection(
     from secateur.verbs.complete import complete
     from secateur.verbs.measure import places
     from secateur.verbs.sources import workload_of
-    from secateur.verbs.staging import check_state, finish, state_folder
+    from secateur.verbs.staging import finish, nothing_left, reserved
 
     bundle, path = selection.bundle, Path(output)
     assert bundle is not None
     manifest, where = bundle.manifest, places(selection.named)
     check_output(path, force)
-    check_state(path, force=force)
-    found = workload_of(bundle, workload)
-    point, curves = _point(selection, found, epochs)
-    found, before = found.select_tasks(selection.choice.decoders), costs_of(manifest.before)
-    misses = [
-        *selection.budget.misses(point.costs, before, selection.figures), *_missed_floors(selection, found, point),
-    ]  # fmt: skip
-    result = Compressed(
-        found, "slimmable", selection.budget, Tolerance(1.0, tuple(selection.floors.items())), [point], 0, before,
-        {task: manifest.metrics_before[task] for task in found.task_names}, misses,
-        {"groups": [], "sequences": [], "decisions": [], "fine_tuning": curves}, {},
-        manifest.settings | {"selected": selection.widths}, manifest.seed, 0.0, on_target=_judge(selection),
-    )  # fmt: skip
-    history = " && ".join(filter(None, (manifest.command, command)))
-    staged = result.save(state_folder(path) / "bundle", force=True, command=history)
-    written = finish(complete(staged, found, formats=("onnx",), where=where), path)
+    with reserved(path, resume=False, force=force) as state, nothing_left(state):
+        found = workload_of(bundle, workload)
+        point, curves = _point(selection, found, epochs)
+        found, before = found.select_tasks(selection.choice.decoders), costs_of(manifest.before)
+        misses = [
+            *selection.budget.misses(point.costs, before, selection.figures), *_missed_floors(selection, found, point),
+        ]  # fmt: skip
+        result = Compressed(
+            found, "slimmable", selection.budget, Tolerance(1.0, tuple(selection.floors.items())), [point], 0, before,
+            {task: manifest.metrics_before[task] for task in found.task_names}, misses,
+            {"groups": [], "sequences": [], "decisions": [], "fine_tuning": curves}, {},
+            manifest.settings | {"selected": selection.widths}, manifest.seed, 0.0, on_target=_judge(selection),
+        )  # fmt: skip
+        history = " && ".join(filter(None, (manifest.command, command)))
+        staged = result.save(state / "bundle", force=True, command=history)
+        written = finish(complete(staged, found, formats=("onnx",), where=where), path)
     return replace(selection, bundle=written, misses=tuple(written.manifest.misses))
 
 

@@ -30,8 +30,9 @@ from secateur.core.progress import say, track
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.elastic_graph import ElasticSource
-from secateur.export.elastic_layouts import check_layout, renew_table, write_elastic
+from secateur.export.elastic_layouts import INDEX, check_layout, renew_table, write_elastic
 from secateur.export.elastic_session import ElasticSession
+from secateur.export.onnx_session import available_cores
 from secateur.export.parity import Parity, check_parity
 from secateur.profiles.latency.parts import Parts
 from secateur.profiles.report import write_report
@@ -174,7 +175,7 @@ def export_and_measure(source: ElasticSource, folder: Path, where: Sequence[Plac
         assert isinstance(place, Device)
         say(f"measuring widths on {place.name}")
         inputs = [np.asarray(x) for x in as_args(source.workload.example_input) if isinstance(x, torch.Tensor)]
-        threads = place.settings.threads or 1
+        threads = place.settings.threads or available_cores()
         found = measured_latencies(ElasticSession(folder, threads=threads), inputs, place.name)
         table = replace(table, latency={**table.latency, place.name: found})
     renew_table(folder, table)
@@ -231,15 +232,18 @@ def export_elastic(
 
     Raises:
         BundleError: the bundle is static.
-        OutputError: the folder holds something.
+        OutputError: the folder holds elastic files, and not `force`; or anything else.
         ExportError, ParityError: ONNX cannot express the model.
     """
     opened, output = open_bundle(bundle), Path(output)
     found = workload_of(opened, workload)
     elastic, table, statistics = load_elastic(opened, found)
     with clear_errors(output):
-        if output.exists() and any(output.iterdir()) and not force:
-            raise OutputError(f"{output} holds something", "choose another folder with -o, or replace it with --force")
+        if output.exists() and any(output.iterdir()):
+            if not (output / INDEX).is_file():
+                raise OutputError(f"{output} holds other things than elastic files", "choose another folder with -o")
+            if not force:
+                raise OutputError(f"{output} holds elastic files", "choose another folder, or replace it with --force")
     source = ElasticSource(elastic.model, found, table, Configurations(elastic, table, statistics))
     with writing_folder(output) as folder:
         write_elastic(source, folder, layout)

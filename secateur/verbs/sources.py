@@ -13,6 +13,7 @@ from secateur.core.bundle import Bundle, is_bundle
 from secateur.core.errors import WorkloadError
 from secateur.core.shipped import bundle_of, shipped
 from secateur.core.task import Workload
+from secateur.workloads import BUILT_IN
 from secateur.workloads import workload as workload_by_name
 
 AnyBundle = Bundle | str | os.PathLike[str]
@@ -39,7 +40,7 @@ def looks_like_bundle(given: object) -> bool:
     if shipped(os.fspath(given)) is not None:
         return True
     typed = ":" not in str(given) and os.sep in str(given) and path.suffix != ".onnx"
-    return is_bundle(path) or path.is_dir() or typed
+    return is_bundle(path) or typed or (path.is_dir() and str(given) not in BUILT_IN)
 
 
 def workload_of(bundle: Bundle, workload: AnyWorkload | None = None) -> Workload:

@@ -13,7 +13,7 @@ from secateur.core.bundle import Bundle
 from secateur.core.errors import BudgetError, DataError, ModelError, OutputError
 from secateur.core.files import clear_errors, hold, writing_folder
 
-LOCK = "lock"
+BUNDLE, LOCK = "bundle", "lock"
 """In the state folder of a run that goes on."""
 
 
@@ -67,6 +67,16 @@ def check_state(output: Path, *, resume: bool = False, force: bool = False) -> P
             f"{state} holds a run that was stopped", "continue it with --resume, or start again with --force"
         )
     return state
+
+
+@contextmanager
+def nothing_left(state: Path) -> Iterator[None]:
+    """For work that is not resumed: what it staged goes when it fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(state / BUNDLE, ignore_errors=True)
+        raise
 
 
 @contextmanager

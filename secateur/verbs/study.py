@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from secateur.core.errors import BudgetError, DataError, MissingExtraError, ModelError, OutputError
+from secateur.core.errors import BudgetError, DataError, MissingExtraError, ModelError, OutputError, SecateurError
 
 if TYPE_CHECKING:
     import optuna
@@ -94,7 +94,7 @@ class Study:
 
         def objective(trial: optuna.Trial) -> float:
             try:
-                return self._do(trial, run)
+                return self._do(trial, cells, run)
             except BaseException as error:
                 raised.append(error)
                 raise
@@ -108,16 +108,20 @@ class Study:
                 raise
         return True
 
-    def _do(self, trial: optuna.Trial, run: Callable[[str], Result]) -> float:
+    def _do(self, trial: optuna.Trial, cells: Sequence[str], run: Callable[[str], Result]) -> float:
+        """One run. A cell that only another worker was asked for is left to that one, which files it again."""
         import optuna
 
         cell = trial.user_attrs.get("cell")
-        if cell is None or next(_owners(self._trials(cell))).number != trial.number:
+        if cell not in cells or next(_owners(self._trials(cell))).number != trial.number:
             raise optuna.TrialPruned
         try:
             result = run(cell)
         except FINAL as error:
             trial.set_user_attr("error", error.message)
+            raise
+        except (KeyboardInterrupt, SecateurError):
+            trial.set_user_attr("stopped", True)
             raise
         trial.set_user_attr("result", dict(result))
         return float(result["value"])
@@ -125,7 +129,7 @@ class Study:
     def _state(self, cell: str) -> str:
         """free, taken or done."""
         trials = self._trials(cell)
-        died = sum(trial.state.name == "FAIL" for trial in trials)
+        died = sum(trial.state.name == "FAIL" and "stopped" not in trial.user_attrs for trial in trials)
         if died >= ATTEMPTS or any("error" in trial.user_attrs for trial in trials):
             return "done"
         owner = next(_owners(trials), None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from secateur.core import machine
+from secateur.core.cache import cache_folder
 from secateur.core.errors import DeviceError
 from secateur.core.files import clear_errors, hold
 from secateur.profiles.latency.kernels import KernelModel, Measured, cross_errors
@@ -127,9 +127,7 @@ def read(target: str, threads: int = 1) -> Calibration:
 
 def store(target: str, version: str) -> Path:
     """The file of measurements, one for each runtime, version, threads and CPU model."""
-    from platformdirs import user_cache_path
-
-    folder = Path(os.environ.get("SECATEUR_CACHE") or user_cache_path("secateur", appauthor=False)) / "calibration"
+    folder = cache_folder() / "calibration"
     key = hashlib.sha256(f"{version}|{machine.describe()['cpu']}|{_FORM}".encode()).hexdigest()[:12]
     return folder / f"{target}-{key}.jsonl"
 

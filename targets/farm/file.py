@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from secateur.core.cache import cache_folder
 from secateur.core.errors import DeviceError
 from secateur.targets.farm.reach import Adb, Local, Reach, Ssh
 
@@ -64,7 +64,7 @@ class FarmDevice(_Model):
     arch: str = ""  # over rpc: of its CPU, such as aarch64; this machine's when empty
     target: str | None = None  # whose predictions stand in while the device cannot be reached
     launcher: list[str] = Field(default_factory=list)  # before the runner, such as an emulator
-    folder: str = "/data/local/tmp/secateur"  # on the device, where programs may be started
+    folder: str = Field(default="/data/local/tmp/secateur", pattern=r"^/")  # there, where programs may be started
     threads: int = Field(default=1, ge=1, le=256)
     cores: Literal["all", "big", "little"] = "all"
     half: bool = True  # 16-bit arithmetic for models that are stored so
@@ -125,7 +125,7 @@ class Farm(_Model):
     @property
     def leases_path(self) -> Path:
         """The file in which everybody queues."""
-        return Path(self.leases) if self.leases else user_cache_path("secateur") / "farm.leases"
+        return Path(self.leases) if self.leases else cache_folder() / "farm.leases"
 
 
 def read_farm(path: str | os.PathLike[str]) -> Farm:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.errors import OutputError
+from secateur.core.files import clear_errors
 
 _TABLE = "CREATE TABLE IF NOT EXISTS outcomes (job TEXT PRIMARY KEY, document TEXT NOT NULL)"
 
@@ -23,7 +24,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as database:
             database.execute(_TABLE)
 

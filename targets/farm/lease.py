@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.core.errors import DeviceLostError, OutputError
+from secateur.core.files import clear_errors
 
 _TABLE = """CREATE TABLE IF NOT EXISTS tickets (
     number INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, user TEXT NOT NULL, priority INTEGER NOT NULL,
@@ -45,7 +46,8 @@ class Leases:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with clear_errors(path, "set SECATEUR_CACHE to a folder that you may write to"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with self._change() as database:
             database.execute(_TABLE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from secateur.cli.run import run
 from secateur.core.budget import Tolerance
 from secateur.core.bundle import Bundle
 from secateur.core.elastic.files import load_table
+from secateur.core.errors import ExportError
 from secateur.export.runtime import ElasticSession
 from secateur.verbs.select_elastic import select_elastic, write_selection
 
@@ -142,7 +144,7 @@ def test_tasks_that_are_left_out_are_not_in_the_static_bundle(made: Path, folder
 
 def test_a_floor_that_the_test_split_does_not_keep_is_told_and_exits_with_3(made: Path, folder: Path) -> None:
     bundle = Bundle.open(made)
-    chosen = select_elastic(bundle, "flops<=60%", floors=Tolerance.parse("depth=99%"))
+    chosen = select_elastic(bundle, "flops<=60%", floors=Tolerance.parse("depth=99%", math.inf))
     assert chosen.met
     written = write_selection(replace(chosen, floors={"depth": -2.0}), folder / "small")
     assert not written.met
@@ -245,3 +247,43 @@ def test_a_changed_table_is_refused(made: Path, folder: Path, secateur: Secateur
     copied = shutil.copytree(made, folder / "copy")
     (copied / "elastic.json").write_text((copied / "elastic.json").read_text() + " ")
     secateur("select", copied, "--budget", "flops<=60%").refused(2, "elastic.json was changed or truncated")
+
+
+def test_a_drop_for_all_tasks_is_a_floor_for_each_that_runs(made: Path, secateur: Secateur) -> None:
+    """None is 99 % better than the original."""
+    small = secateur("select", made, "--budget", "flops<=60%", "--drop", "0%", "--json")
+    table = load_table(made / "elastic.json")
+    worse = [
+        task for task, value in small.document["expected"]["metrics"].items()
+        if value > table.original.metrics[task] * (1 + 1e-9)
+    ]  # fmt: skip
+    assert (small.code, small.document["budget_met"]) == ((3, False) if worse else (0, True))
+    named = secateur("select", made, "--budget", "flops<=60%", "--drop", "depth=99%", "--json")
+    assert named.code == 0
+
+
+def test_elastic_files_replace_elastic_files_only(made: Path, secateur: Secateur, folder: Path) -> None:
+    (folder / "deploy").mkdir()
+    (folder / "deploy" / "other.onnx").write_text("mine")
+    for force in ([], ["--force"]):
+        refused = secateur("export", made, "--to", "elastic", "-o", "deploy", *force)
+        refused.refused(2, "deploy holds other things than elastic files")
+    assert (folder / "deploy" / "other.onnx").read_text() == "mine"
+    assert secateur("export", made, "--to", "elastic", "-o", "own").code == 0
+    secateur("export", made, "--to", "elastic", "-o", "own").refused(2, "own holds elastic files")
+    assert secateur("export", made, "--to", "elastic", "-o", "own", "--force").code == 0
+    refused = secateur("export", made, "--to", "elastic", "--precision", "fp16", "-o", "half")
+    refused.refused(2, "elastic files know no options")
+
+
+def test_a_selection_that_cannot_be_written_leaves_nothing(
+    made: Path, secateur: Secateur, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise ExportError("ONNX has no such operator", "leave it out")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("secateur.verbs.complete.complete", fails)
+        secateur("select", made, "--budget", "flops<=60%", "-o", "small").refused(2, "ONNX has no such operator")
+    assert list(folder.iterdir()) == []
+    assert secateur("select", made, "--budget", "flops<=60%", "-o", "small").code == 0

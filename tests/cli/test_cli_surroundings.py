@@ -116,3 +116,46 @@ def test_code_that_changes_folder_and_gradient_mode_is_compressed_all_the_same(p
     made = process("compress", "toys:of_an_inference_script", *COMPRESS, "-o", "out")
     assert made.code == 0, made.err
     assert Bundle.open(folder / "out").verify() == []
+
+
+def test_a_bundle_called_original_is_compared_with_its_original(bundle: Bundle, secateur: Secateur) -> None:
+    bundle.path.rename("original")
+    done = secateur("benchmark", "original", "--json")
+    assert done.code == 0, done.err
+    (found,), (whole,) = done.document["results"], done.document["against"]["results"]
+    assert found["flops"] < whole["flops"]
+
+
+def test_a_bundle_is_changed_where_it_is_however_it_is_named(
+    bundle: Bundle, secateur: Secateur, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From inside of it, and through a link, which stays one."""
+    (folder / "link").symlink_to(bundle.path, target_is_directory=True)
+    assert secateur("report", "link").code == 0
+    assert (folder / "link").is_symlink()
+    monkeypatch.chdir(bundle.path)
+    assert secateur("report", ".").code == 0
+    monkeypatch.chdir(folder)
+    assert sorted(each.name for each in folder.iterdir()) == ["bundle", "link"]
+    assert secateur("verify", "link").code == 0
+
+
+def test_a_folder_that_is_called_as_a_built_in_workload_hides_nothing(secateur: Secateur, folder: Path) -> None:
+    (folder / "digits").mkdir()
+    assert secateur("inspect", "digits").code == 0
+
+
+def test_a_picture_that_cannot_be_shown_costs_only_itself(secateur: Secateur, folder: Path) -> None:
+    done = secateur("compress", "toys:draws_floats", "--budget", "flops<=60%", *QUICK, "-o", "out")
+    assert done.code == 0, done.err
+    assert "no pictures in the report: render failed: ValueError: a picture is a uint8 array" in " ".join(
+        done.err.split()
+    )
+    assert (folder / "out" / "report.html").is_file()
+
+
+def test_all_formats_are_written_or_none(bundle: Bundle, secateur: Secateur, folder: Path) -> None:
+    (folder / "there").mkdir()
+    (folder / "there" / "model.xml").touch()
+    secateur("export", "bundle", "--to", "onnx,openvino", "-o", "there").refused(2, "model.xml exists")
+    assert [each.name for each in (folder / "there").iterdir()] == ["model.xml"]

@@ -12,6 +12,8 @@ import pytest
 from shell import Secateur
 
 from secateur.core.bundle import Bundle
+from secateur.core.errors import OutputError
+from secateur.verbs.study import Study
 
 optuna = pytest.importorskip("optuna")
 HERE = Path(__file__).parent
@@ -86,3 +88,25 @@ def test_a_run_that_fails_is_told_and_not_tried_again(secateur: Secateur) -> Non
     assert shown.document["runs"] == []
     assert [each["error"] for each in shown.document["failed"]] == ["the loss became nan in epoch 0 of fine-tuning"]
     assert len(optuna.load_study(study_name="secateur sweep of pair", storage="sqlite:///s.db").trials) == 1
+
+
+def test_runs_that_another_worker_was_asked_for_are_left_to_it(folder: Path) -> None:
+    study = Study("sqlite:///s.db", "shared", {}, 30)
+    study._study.enqueue_trial({}, user_attrs={"cell": "of another"})
+    study.work(["mine"], lambda cell: {"value": 1.0, "cell": cell})
+    assert study.results(["mine"])["mine"]["cell"] == "mine"
+    study.work(["of another"], lambda cell: {"value": 2.0, "cell": cell})
+    assert study.results(["of another"])["of another"]["cell"] == "of another"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OutputError("no space", "free some")])
+def test_a_run_that_was_stopped_is_never_given_up(folder: Path, stop: BaseException) -> None:
+    def stopped(cell: str) -> dict[str, object]:
+        raise stop
+
+    study = Study("sqlite:///s.db", "stopped", {}, 30)
+    for _ in range(4):
+        with pytest.raises(type(stop)):
+            study.work(["long"], stopped)
+    study.work(["long"], lambda cell: {"value": 1.0})
+    assert "error" not in study.results(["long"])["long"]

@@ -165,3 +165,7 @@ def of_an_inference_script() -> Workload:
     torch.set_grad_enabled(False)
     os.chdir(Path(__file__).parent)
     return replace(pair(), name="inference")
+
+
+def draws_floats() -> Workload:
+    return replace(pair(), render=lambda task, value: value.float().mean(0).numpy() if value.ndim else value.numpy())

@@ -69,3 +69,11 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_
         assert all(each.exists() for each in (used, young, foreign, link, Path(mine)))
     running.communicate("")
     assert not used.exists()
+
+
+@pytest.mark.parametrize("name", ["secateur-demo", "secateur-scratch-mine", "secateur-scratch-report1.old"])
+def test_a_folder_of_the_user_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    own = aged(tmp_path / name)
+    with Scratch():
+        assert own.is_dir()

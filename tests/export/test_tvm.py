@@ -171,3 +171,17 @@ def test_without_tvm_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_is_left_beside_the_library(library: Path) -> None:
     assert sorted(path.name for path in library.parent.iterdir()) == ["relu.onnx", "relu.tvm.json", "relu.tvm.so"]
+
+
+def test_a_machine_without_a_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm.support.cc.get_cc", lambda: None)
+    with pytest.raises(ExportError, match=r"a C\+\+ compiler is not installed"):
+        compile_onnx(dense(tmp_path / "relu.onnx", [1, 4]), tmp_path / "relu.tvm.so")
+    assert [each.name for each in tmp_path.iterdir()] == ["relu.onnx"]
+
+
+def test_a_compiler_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm.support.cc.get_cc", lambda: "false")
+    with pytest.raises(ExportError, match="false cannot link the library"):
+        compile_onnx(dense(tmp_path / "relu.onnx", [1, 4]), tmp_path / "relu.tvm.so")
+    assert [each.name for each in tmp_path.iterdir()] == ["relu.onnx"]

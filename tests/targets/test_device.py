@@ -162,3 +162,12 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
         get(tmp_path / "none.yaml")
     with pytest.raises(DeviceError, match="cannot read"):
         get(f"{tmp_path}/")
+
+
+def test_a_file_whose_name_says_another_device_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The targets are listed by their files' names: the one in the file could not be asked for."""
+    monkeypatch.setenv("SECATEUR_DEVICES", str(tmp_path))
+    write(tmp_path, FULL)
+    with pytest.raises(DeviceError, match=r"board\.yaml describes my-board") as caught:
+        get("board")
+    assert caught.value.hint == "write name: board, or rename the file"

@@ -97,7 +97,7 @@ def test_splits_share_no_seed() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache of its own, and splits of a few scenes."""
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "secateur"))
     monkeypatch.setitem(scene_splits.SPLITS, "train", range(40))
     return tmp_path / "secateur" / "scenes-train.safetensors"
 

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from secateur.core.errors import DeviceError, DeviceLostError, ExportError, TargetUnavailableError
+from secateur.core.errors import DeviceError, DeviceLostError, ExportError, OutputError, TargetUnavailableError
 from secateur.export.runtime import predictor
 from secateur.targets.farm.device_run import Inputs, cool, parse, run_on
 from secateur.targets.farm.file import Farm, FarmDevice, ReachEntry, read_farm
+from secateur.targets.farm.journal import Journal
+from secateur.targets.farm.lease import Leases
 from secateur.targets.farm.reach import Adb, Local, Reach, Ssh
 
 pytest.importorskip("ncnn", reason="ncnn is not installed (the extra [mobile])")
@@ -226,3 +230,16 @@ def test_what_python_predicts_is_what_run_gives(networks: dict[str, Path]) -> No
     torch.testing.assert_close(
         predictor(model)(torch.from_numpy(values[0]))["depth"], torch.from_numpy(model.run(values)["depth"])
     )
+
+
+@pytest.mark.parametrize("folder", ["secateur", "~/secateur", "../secateur"])
+def test_a_folder_on_the_device_that_is_not_absolute_is_refused(folder: str) -> None:
+    with pytest.raises(ValidationError, match="folder"):
+        FarmDevice(name="board", key="board", reach=ReachEntry(local=True), folder=folder)
+
+
+@pytest.mark.parametrize("kind", [Journal, Leases])
+def test_a_journal_that_cannot_be_made_is_one_line(kind: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"):
+        kind(tmp_path / "file" / "journal")
