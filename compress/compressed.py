@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -65,6 +65,12 @@ class Compressed:
     seed: int
     seconds: float
     on_target: OnTarget | None = field(default=None, kw_only=True)
+
+    def on_cpu(self, workload: Workload) -> Self:
+        """The result with its models on the CPU, of the workload as it is there."""
+        for point in self.points:
+            point.model.cpu()
+        return replace(self, workload=workload.select_tasks(self.workload.task_names))
 
     def __repr__(self) -> str:
         flops, params = (

@@ -21,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from secateur.compress import ranks
 from secateur.compress.journal import Journal
 from secateur.compress.speed import fast_precision, lay_out
-from secateur.compress.training.objective import Objective, moved
+from secateur.compress.training.objective import Objective
 from secateur.compress.training.recipe import Recipe
 from secateur.compress.training.steps import Descent, Windows
+from secateur.core.device import moved
 from secateur.core.errors import ModelError
 from secateur.core.predict import evaluating, losses
 from secateur.core.progress import bar

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.core.device import update
 from secateur.core.errors import DataError, ParityError
 from secateur.core.predict import batch_size, predict
 from secateur.core.task import Task, Workload
@@ -80,8 +81,8 @@ class _Comparison:
             self.sum_abs += float(error.sum())
             self.scale = max(self.scale, _largest(a))
             self.count += error.numel()
-        self.torch_metric.update(wanted, target)
-        self.metric.update(got, target)
+        update(self.torch_metric, wanted, target)
+        update(self.metric, got, target)
 
     def judge(self, tolerance: Tolerance) -> None:
         """Raise ParityError when outputs or metric are beyond tolerance."""

@@ -164,7 +164,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         try:
             with _quiet():
                 program = torch.export.export(model, args, kwargs, strict=strict)
+                _refuse_open_sizes(program)
                 return program.run_decompositions({}) if _writes_unseen(program) or _nested(program) else program
+        except ModelError:
+            raise
         except Exception as error:  # torch.export raises errors of many unrelated types
             failures.append(error)
     first = failures[0]
@@ -174,6 +177,19 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         "remove control flow that depends on tensor values from forward, or wrap the traceable part; "
         "--debug shows the whole message",
     ) from first
+
+
+def _refuse_open_sizes(program: torch.export.ExportedProgram) -> None:
+    """Raises ModelError where a tensor's size depends on the values of the input, as the choices of a router do."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+            owner = module_path(node) or "the model"
+            raise ModelError(
+                f"the size of what {owner} computes depends on the values of its input ({op_name(node)})",
+                "compute with masks of a fixed size; of a mixture of experts extract what a task needs (--method "
+                "experts), which needs no such trace",
+            )
 
 
 def _nested(program: torch.export.ExportedProgram) -> list[Node]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -57,6 +57,11 @@ class Elastic(Compressed):
     elastic: ElasticModel
     table: Table
     statistics: Statistics
+
+    def on_cpu(self, workload: Workload) -> Self:
+        self.elastic.cpu()
+        statistics = {name: tensor.cpu() for name, tensor in self.statistics.items()}
+        return replace(super().on_cpu(workload), statistics=statistics)
 
     @cached_property
     def parts(self) -> Parts:

@@ -18,6 +18,7 @@ from secateur.compress.speed import fast_layout, float32, in_layout, lay_out
 from secateur.compress.training.distill import Adapters, distillation, recording, shared_points
 from secateur.compress.training.recipe import Recipe
 from secateur.compress.training.weighting import WEIGHTINGS
+from secateur.core.device import moved
 from secateur.core.predict import evaluating, predict, task_losses
 from secateur.core.task import Batch, Workload
 
@@ -84,8 +85,3 @@ class Objective(nn.Module):
 def frozen(model: nn.Module) -> nn.Module:
     """A copy that is only looked at."""
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """All tensors of a nested value on a device."""
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)

@@ -17,6 +17,7 @@ from secateur.cli.options import (
     Force,
     Front,
     More,
+    OnDevice,
     Resume,
     Seed,
     Targets,
@@ -87,6 +88,7 @@ def compress(
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Of experts: a smaller number for each token.", show_default=False)
     ] = None,
+    device: OnDevice = None,
     force: Force = False,
 ) -> Answer:
     """Compress a trained model to a budget.
@@ -107,7 +109,8 @@ def compress(
         refuse_options(refused)
         run = partial(
             slim_work, workload, output=output, widths=widths, layout=layout, epochs=epochs, more=more,
-            targets=target, seed=seed, resume=resume, force=force,
+            targets=target, seed=seed, device=device,
+            resume=resume, force=force,
         )  # fmt: skip
         return _resumable(context, run)
     refuse_options({"--widths": widths}, "only slimmable models have several widths: --method slimmable")
@@ -116,7 +119,8 @@ def compress(
         refuse_options(others, "this is of --method pagcp, and no option of an extraction")
         run = partial(
             expert_work, workload, method, output=output, tasks=tasks, budget=budget, drop=drop, top_k=top_k,
-            epochs=epochs, rounds=rounds, more=more, targets=target, seed=seed, resume=resume, force=force,
+            epochs=epochs, rounds=rounds, more=more, targets=target, seed=seed, device=device,
+            resume=resume, force=force,
         )  # fmt: skip
         return _resumable(context, run)
     if method != "pagcp":
@@ -128,7 +132,8 @@ def compress(
         raise typer.BadParameter("only an extraction keeps some tasks: --method experts", param_hint="--tasks")
     run = partial(
         prune_work, workload, output=output, budget=budget, drop=drop, epochs=epochs, rounds=rounds, paper=paper,
-        remove_dead=remove_dead, front=front, more=more, targets=target, seed=seed, resume=resume, force=force,
+        remove_dead=remove_dead, front=front, more=more, targets=target, seed=seed, device=device,
+        resume=resume, force=force,
     )  # fmt: skip
     return _resumable(context, run)
 
@@ -159,6 +164,7 @@ def prune_work(
     drop: Sequence[str],
     targets: Sequence[str] = ("cpu",),
     seed: int = 0,
+    device: str | None = None,
     resume: bool,
     force: bool,
     **settings: Any,
@@ -171,7 +177,7 @@ def prune_work(
     found = find_workload(workload)
     return compress_to_bundle(
         found, output or RUNS / f"{file_name(found.name)}-pagcp", budget, drop, settings=settings_of(None, **settings),
-        targets=targets, seed=seed, resume=resume, force=force, command=command,
+        targets=targets, seed=seed, device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 
 

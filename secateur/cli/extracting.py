@@ -29,6 +29,7 @@ def expert_work(
     more: Sequence[str],
     targets: Sequence[str],
     seed: int,
+    device: str | None,
     resume: bool,
     force: bool,
 ) -> Bundle:
@@ -43,5 +44,5 @@ def expert_work(
     return extract_to_bundle(
         found, output or RUNS / f"{file_name(found.name)}-{kept}", sets or None, budget, drop,
         settings=settings, prune=pruning_of(settings, more) if prune else False, targets=targets, seed=seed,
-        resume=resume, force=force, command=command,
+        device=device, resume=resume, force=force, command=command,
     )  # fmt: skip

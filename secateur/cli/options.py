@@ -64,6 +64,15 @@ More = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+OnDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="That decisions and training run on: cpu, cuda, cuda:1. [default: where the workload's model is]",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that was stopped here.")]
 

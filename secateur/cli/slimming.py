@@ -39,6 +39,7 @@ def slim_work(
     more: Sequence[str],
     targets: Sequence[str],
     seed: int,
+    device: str | None,
     resume: bool,
     force: bool,
 ) -> Bundle:
@@ -51,7 +52,7 @@ def slim_work(
     return slim_to_bundle(
         found, output or RUNS / f"{file_name(name)}-slimmable",
         settings=settings_of(None, _shares(widths), epochs, more), targets=targets, layout=layout, seed=seed,
-        resume=resume, force=force, command=command,
+        device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.device import Moved, update
 from secateur.core.errors import DataError, ModelError, SecateurError
 from secateur.core.progress import track
 from secateur.core.task import Batch, Task, Workload
@@ -126,7 +127,7 @@ def evaluate_with(predictor: Any, batches: Iterable[Batch], tasks: Iterable[Task
         seen = True
         predictions = predictor(inputs)
         for task in tasks:
-            metrics[task.name].update(predictions[task.name], targets[task.name])
+            update(metrics[task.name], predictions[task.name], targets[task.name])
     if not seen:
         raise DataError("there is no batch to evaluate on", "give at least one")
     values = {name: float(metric.compute()) for name, metric in metrics.items()}
@@ -182,7 +183,7 @@ def _check_task(task: Task, prediction: Any, target: Any, split: str) -> None:
             "a loss is one finite number, as a tensor",
         )
     metric = copy.deepcopy(task.metric)
-    metric.update(prediction, target)
+    update(metric, prediction, target)
     float(metric.compute())
 
 
@@ -194,7 +195,7 @@ def _first_batch(loader: Iterable[Batch], split: str) -> Batch:
         raise DataError(
             f"the {split} loader fails: {_first_line(error)}", "iterate over it by hand; --debug shows the traceback"
         ) from error
-    if batches is loader:
+    if batches is loader or (isinstance(loader, Moved) and iter(loader.loader) is loader.loader):
         raise DataError(f"the {split} loader can be read only once", "give a DataLoader or a list, not an iterator")
     if batch is None:
         raise DataError(f"the {split} loader yields nothing", "give it at least one batch")

@@ -15,6 +15,7 @@ from secateur.compress.compressed import Compressed
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, check_output
+from secateur.core.device import on_device
 from secateur.core.errors import ExportError, ParityError
 from secateur.core.progress import say
 from secateur.core.task import Workload
@@ -36,6 +37,7 @@ def compress_to_bundle(
     settings: Settings | None = None,
     targets: str | Iterable[str] = ("cpu",),
     seed: int = 0,
+    device: str | None = None,
     resume: bool = False,
     force: bool = False,
     command: str = "",
@@ -46,6 +48,7 @@ def compress_to_bundle(
         output: folder of the bundle; nothing is written there before all is done.
         settings: of the pruning; see `secateur.compress.pagcp.Settings`.
         targets: on which original and compressed model are measured; limits on latency and energy refer to the first.
+        device: that decisions and training run on, `cuda` for example; where the workload's model is by default.
         resume: continue the run that was stopped here, with the same result.
         force: replace the bundle at `output`, and drop the state of a stopped run.
         command: kept in the bundle, to make it again.
@@ -64,7 +67,7 @@ def compress_to_bundle(
         lambda found, state: pagcp.prune(
             found, limits, tolerance, settings, seed=seed, state=state, resume=resume, loop=loop_for(hardware, found)
         ),
-        targets=targets, resume=resume, force=force, command=command,
+        targets=targets, device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 
 
@@ -75,13 +78,14 @@ def staged(
     compress: Callable[[Workload, Path], Compressed],
     *,
     targets: str | Iterable[str],
+    device: str | None,
     resume: bool,
     force: bool,
     command: str,
 ) -> Bundle:
     """Compress with any method, `compress(workload, folder for its state)`, and complete the bundle; see above."""
     if not ranks.leads():
-        compress(find_workload(workload), Path(output))
+        compress(on_device(find_workload(workload), device), Path(output))
         raise ranks.WorkerDone
     output, where = Path(output), places(targets)
     check_output(output, force)
@@ -89,7 +93,8 @@ def staged(
         workload = find_workload(workload)
         say(f"{workload.name}: {what}")
         with dropped_if_hopeless(state):
-            compressed = compress(workload, state / "journal")
+            there = on_device(workload, device)
+            compressed = compress(there, state / "journal").on_cpu(on_device(workload, "cpu"))
         kept = compressed.workload
         original = _original(kept, state / "original.onnx")
         bundle = compressed.save(state / "bundle", force=True, command=command)

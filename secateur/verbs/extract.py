@@ -14,8 +14,10 @@ from secateur.compress.experts.compose import then_prune
 from secateur.compress.journal import check_own
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle
+from secateur.core.device import on_device
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
+from secateur.profiles.graph import capture_tasks
 from secateur.targets.hardware import Hardware
 from secateur.verbs.changes import changes
 from secateur.verbs.compress import staged
@@ -41,6 +43,7 @@ def extract(
     state: str | os.PathLike[str] | None = None,
     resume: bool = False,
     target: str = "cpu",
+    device: str | None = None,
 ) -> Compressed:
     """Extract the model that some tasks of a mixture of experts need.
 
@@ -58,6 +61,7 @@ def extract(
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
         target: that limits on latency and energy refer to; relative ones are shares of what the whole model takes there
             for the tasks that are kept.
+        device: as for `prune`.
 
     Raises:
         ModelError: no expert layers, or routers that do not fit their experts.
@@ -70,10 +74,11 @@ def extract(
     found, limits, tolerance = find_workload(workload), Budget.parse(budget), Tolerance.parse(drop)
     given = settings_of(settings, top_k, epochs, rounds)
     hardware = hardware_for(limits, target)
-    result = _run(found, _sets(tasks), limits, tolerance, given, prune, seed, folder, resume, hardware)
+    there = on_device(found, device)
+    result = _run(there, _sets(tasks), limits, tolerance, given, prune, seed, folder, resume, hardware)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-    return result
+    return result.on_cpu(on_device(found, "cpu"))
 
 
 def extract_to_bundle(
@@ -87,6 +92,7 @@ def extract_to_bundle(
     prune: bool | pagcp.Settings = False,
     targets: str | Iterable[str] = ("cpu",),
     seed: int = 0,
+    device: str | None = None,
     resume: bool = False,
     force: bool = False,
     command: str = "",
@@ -104,7 +110,7 @@ def extract_to_bundle(
     return staged(
         workload, output, what,
         lambda found, state: _run(found, sets, limits, tolerance, given, prune, seed, state, resume, hardware),
-        targets=targets, resume=resume, force=force, command=command,
+        targets=targets, device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 
 
@@ -144,6 +150,8 @@ def _run(
         raise BudgetError(
             "channels are pruned for one set of tasks, and several are given", "join them: --tasks depth,normals"
         )
+    if prune:  # what cannot be traced is refused before the extraction, not after it
+        capture_tasks(workload.model, workload.example_input, workload.task_names)
     tasks = tuple(dict.fromkeys(name for names in sets for name in names)) if sets else None
     folder = None if state is None else state / "experts"
     loop = loop_for(hardware, workload.select_tasks(tasks) if tasks else workload)

@@ -3,6 +3,7 @@ and what judges them in the end."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from secateur.compress.pagcp.hardware import Checked, Loop
 from secateur.core.budget import Budget, Pairs
 from secateur.core.bundle import Manifest, OnTarget
 from secateur.core.costs import Profile
+from secateur.core.device import on_device
 from secateur.core.errors import BudgetError, ExportError, TargetUnavailableError
 from secateur.core.progress import say
 from secateur.core.scratch import Scratch
@@ -57,7 +59,7 @@ class Checker:
 
     def __call__(self, model: nn.Module) -> Checked | None:
         say(f"checking on {self._place.name}")
-        workload = self._workload
+        workload, model = on_device(self._workload, "cpu"), copy.deepcopy(model).cpu()
         with Scratch() as temporary:
             exports = Exports(Path(temporary), True)
             try:

@@ -13,6 +13,7 @@ from secateur.compress import pagcp
 from secateur.compress.compressed import Compressed
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
+from secateur.core.device import on_device
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
 from secateur.verbs.changes import changes
@@ -38,6 +39,7 @@ def prune(
     inplace: bool = False,
     front: str | None = None,
     target: str = "cpu",
+    device: str | None = None,
 ) -> Compressed:
     """Prune a model's channels to a budget with PAGCP, every task within its own tolerance.
 
@@ -54,17 +56,20 @@ def prune(
         inplace: also cut the workload's own model to the result.
         front: points that the run leaves on its way, of whatever the budget limits: `"80%,60%,40%"`.
         target: that limits on latency and energy refer to.
+        device: that decisions and training run on, `cuda` for example; where the workload's model is by default. The
+            result is on the CPU.
 
     Raises:
         BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
-        DeviceError: nothing predicts the latency or energy of the target.
+        DeviceError: nothing predicts the latency or energy of the target, or there is no such device.
     """
     from secateur.verbs.hardware import hardware_for, loop_for
 
     workload, folder = find_workload(workload), None if state is None else Path(state)
     limits = Budget.parse(budget)
+    there = on_device(workload, device)
     result = pagcp.prune(
-        workload,
+        there,
         limits,
         Tolerance.parse(drop),
         settings_of(settings, epochs=epochs, rounds=rounds, paper=paper, remove_dead=remove_dead, front=front),
@@ -72,7 +77,7 @@ def prune(
         state=folder,
         resume=resume,
         loop=loop_for(hardware_for(limits, target), workload),
-    )
+    ).on_cpu(on_device(workload, "cpu"))
     if inplace:
         _cut_inplace(workload, result)
     if folder is not None:

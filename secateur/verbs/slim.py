@@ -5,6 +5,7 @@ Everything unfinished stands in `<output>.state` beside the output, from which a
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from secateur.compress.compressed import Compressed, channel_map_of
 from secateur.compress.slimmable import Elastic, Settings, Start, load_elastic
 from secateur.compress.slimmable.export import Configurations
 from secateur.core.bundle import Bundle, changed_bundle, check_output
+from secateur.core.device import device_of, on_device
 from secateur.core.elastic import Choice, Table
 from secateur.core.elastic.files import TABLE
 from secateur.core.errors import DeviceError, ExportError, OutputError, ParityError
@@ -70,6 +73,7 @@ def slim(
     settings: Settings | None = None,
     state: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    device: str | None = None,
 ) -> Elastic:
     """Make a model elastic: one set of weights that runs at many widths.
 
@@ -80,17 +84,29 @@ def slim(
         epochs: of training, which starts from the workload's weights.
         settings: everything else that can be set; what is given by name goes above it.
         state: folder in which finished steps are kept, so that `resume=True` continues a run that was stopped.
+        device: that training runs on, `cuda` for example; where the workload's model is by default. The result is on
+            the CPU.
 
     Raises:
         BudgetError, ModelError, DataError, WorkloadError: wrong input, found before any long work.
+        DeviceError: there is no such device.
     """
     folder, (found, start) = None if state is None else Path(state), started_from(workload)
-    result = slimmable.slim(
-        found, settings_of(settings, widths, epochs), seed=seed, state=folder, resume=resume, start=start
-    )
+    chosen = settings_of(settings, widths, epochs)
+    result = _trained(found, start, chosen, device, seed=seed, state=folder, resume=resume)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _trained(
+    workload: Workload, start: Start | None, settings: Settings | None, device: str | None, **options: Any
+) -> Elastic:
+    """Made elastic on a device, and brought back to the CPU."""
+    there = on_device(workload, device)
+    if start is not None:
+        start = replace(start, model=copy.deepcopy(start.model).to(device_of(there.model)))
+    return slimmable.slim(there, settings, start=start, **options).on_cpu(on_device(workload, "cpu"))
 
 
 def started_from(given: AnyStart) -> tuple[Workload, Start | None]:
@@ -126,6 +142,7 @@ def slim_to_bundle(
     targets: str | Iterable[str] = ("cpu",),
     layout: str = "auto",
     seed: int = 0,
+    device: str | None = None,
     resume: bool = False,
     force: bool = False,
     command: str = "",
@@ -137,6 +154,7 @@ def slim_to_bundle(
         targets: whose latencies the table is to hold: measured where the files run, else predicted, with energy where
             the target's file tells it.
         layout: of the elastic ONNX files: "if", "files" or "auto".
+        device: as for `slim`.
 
     Raises:
         OutputError: the output holds something else, or the state of a stopped run that is not to be resumed.
@@ -150,7 +168,7 @@ def slim_to_bundle(
         found, start = started_from(workload)
         say(f"making {found.name} elastic")
         with dropped_if_hopeless(state):
-            result = slimmable.slim(found, settings, seed=seed, state=state / "journal", resume=resume, start=start)
+            result = _trained(found, start, settings, device, seed=seed, state=state / "journal", resume=resume)
         bundle = result.save(state / "bundle", force=True, command=command)
         source = _source(result)
         try:

@@ -236,3 +236,10 @@ def test_a_user_registers_a_layout_of_their_own(monkeypatch: pytest.MonkeyPatch)
     model, x = nn.Sequential(Mine()), torch.randn(2, 5, WIDTH)
     with torch.no_grad():
         torch.testing.assert_close(twinned(model)(x), model(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ListMoE, HitMoE])
+def test_channels_of_a_mixture_that_no_graph_can_hold_are_refused_before_any_work(kind: type[nn.Module]) -> None:
+    with pytest.raises(ModelError, match=r"depends on the values of its input|cannot trace") as caught:
+        sc.extract(workload(language(kind)), ["repeat"], "params<=50%", prune=True)
+    assert "\n" not in caught.value.message
