@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, remove
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
 from secateur.compress.dataflow.space import Components
+from secateur.core.errors import BudgetError
 from secateur.profiles.graph import Graph
 
 
@@ -77,6 +79,18 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
         return self.groups.prunable
+
+    def matching(self, patterns: Iterable[str]) -> set[str]:
+        """Names of the groups that some pattern fits (`stem.*`).
+
+        Raises:
+            BudgetError: a pattern that fits none.
+        """
+        found = {pattern: fnmatch.filter(self.groups, pattern) for pattern in patterns}
+        for pattern, names in found.items():
+            if not names:
+                raise BudgetError(f'no channel group matches "{pattern}"', "secateur inspect lists them")
+        return {name for names in found.values() for name in names}
 
     @cached_property
     def sized_in_code(self) -> tuple[str, ...]:

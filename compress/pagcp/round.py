@@ -76,6 +76,7 @@ class Round:
         self._groups = trace(model, chunks[0][0], workload.task_names)
         if not self._groups.prunable:
             raise ModelError("no channel of the model can be removed", "secateur inspect shows why, group by group")
+        self._fixed = self._groups.matching(settings.fixed)
         self._oracle = Oracle(
             self._groups, chunks, workload.tasks, settings.cache_limit, record.spent, settings.confidence,
             oracle_precision(settings, model),
@@ -160,10 +161,12 @@ class Round:
         return self._step(f"{self._label}/reference", kept, losses, list, list)
 
     def _floors(self, target: Target) -> dict[str, int]:
-        """Channels that stay in each group: `floor` of what would stay if all groups kept the same share, in steps."""
+        """Channels that stay in each group: `floor` of what would stay if all groups kept the same share, in steps; all
+        of those that are fixed."""
         share = self._settings.floor * target.alike() if self._settings.floor else 0.0
         steps = {each: channel_step(each.channels, self._settings.round_to) for each in self._groups.prunable}
-        return {each.name: max(1, math.ceil(share * each.channels / step) * step) for each, step in steps.items()}
+        floors = {each.name: max(1, math.ceil(share * each.channels / step) * step) for each, step in steps.items()}
+        return floors | {each.name: each.channels for each in steps if each.name in self._fixed}
 
     def _units(self, kept: Kept) -> Losses:
         """Each task's rise of loss that goes with losing all of its metric."""

@@ -45,6 +45,7 @@ class Settings:
             fine-tuning.
         floor: no group goes below this share of what would stay in it if every group kept the same share: what a group
             is worth now says little of how it would be missed after fine-tuning.
+        fixed: patterns of group names that keep all their channels ("encoder.stem.*"); `secateur inspect` lists them.
         min_channels: channels that always stay in a group.
         round_to: kept channel counts are multiples of up to this power of two, as devices like them; 1 for any count.
         epochs: of fine-tuning, over all rounds.
@@ -77,6 +78,7 @@ class Settings:
     saliency: str = "l1"
     compensate: bool = False
     floor: float = 0.5
+    fixed: tuple[str, ...] = ()
     min_channels: int = 1
     round_to: int = 8
     epochs: int = 12
@@ -118,7 +120,8 @@ class Settings:
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"ratios": list(self.ratios), "front": list(self.front)}
+        listed = {"ratios": list(self.ratios), "front": list(self.front), "fixed": list(self.fixed)}
+        return asdict(self) | listed
 
     def published(self) -> Settings:
         """The published schedule (Ye et al., T-PAMI 2023): τ0 = 0.05, T = 5, P = 0.8, one round, no budget, L1."""

@@ -7,7 +7,6 @@ decoders read each other's features: what several tasks depend on is part of the
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,14 +114,10 @@ def _live(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, tuple[Graph,
 def _elastic(groups: ChannelGroups, tasks: Sequence[str], rule: Rule) -> dict[str, frozenset[str]]:
     """Elastic groups in order of computation → the tasks that depend on them."""
     needed = needed_by(groups, tasks)
-    for pattern in rule.fixed:
-        if not fnmatch.filter(groups, pattern):
-            raise BudgetError(f'no channel group matches "{pattern}"', "secateur inspect lists them")
-    found = {}
+    fixed, found = groups.matching(rule.fixed), {}
     for group in groups.prunable:
         own = frozenset(task for member in group.members for task in needed.get(member.parameter, ()))
-        fixed = any(fnmatch.fnmatchcase(group.name, pattern) for pattern in rule.fixed)
-        if own and not fixed and not (rule.neck and _is_neck(group, own, needed, groups)):
+        if own and group.name not in fixed and not (rule.neck and _is_neck(group, own, needed, groups)):
             found[group.name] = own
     return found
 

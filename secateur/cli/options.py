@@ -57,7 +57,7 @@ More = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Any other setting of pagcp (saliency=fisher, weighting=dwa, feature_distillation=0.5, patience=3, ...) "
+        help="Any other setting of pagcp (saliency=fisher, fixed=stem.*, weighting=dwa, patience=3, ...) "
         "or slimmable (per_group=true, private_norms=true, order=taylor, round_to=16, ...).",
         default_factory=list,
         show_default=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,7 +12,8 @@ from secateur.core.errors import BudgetError
 
 
 def changes(settings: type, texts: Iterable[str]) -> dict[str, Any]:
-    """Field → value of each "name=value"; values are written as in JSON, words without quotes.
+    """Field → value of each "name=value"; values are written as in JSON, words without quotes, lists
+    between commas.
 
     Raises:
         BudgetError: a field that the settings do not have, or a value that it cannot have.
@@ -29,6 +30,8 @@ def _parsed(kinds: dict[str, Any], text: str) -> tuple[str, Any]:
         found = json.loads(value)
     except ValueError:
         found = value
+    if isinstance(found, str) and get_origin(kinds[name]) is tuple:
+        found = [part.strip() for part in found.split(",")]
     try:
         return name, TypeAdapter(kinds[name]).validate_python(found)
     except ValidationError as error:

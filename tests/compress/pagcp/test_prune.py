@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.compress.compressed import Compressed
-from secateur.compress.pagcp import prune
+from secateur.compress.pagcp import Settings, prune
 from secateur.core.budget import Budget, Tolerance
-from secateur.core.errors import ModelError, OutputError
+from secateur.core.errors import BudgetError, ModelError, OutputError
 from secateur.core.task import Task, Workload
 from secateur.profiles.count import count
+from secateur.verbs.changes import changes
 
 TESTS = Path(__file__).parents[2]
 QUICK = replace(tiny.FAST, rounds=1, epochs=1, max_passes=20, local_tolerance=0.5)
@@ -45,6 +46,15 @@ def test_the_counted_costs_of_the_result_meet_the_budget(squares: Workload, budg
     assert Budget.parse(budget).misses(costs, result.costs_before) == []
     for name, tensor in squares.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_what_is_fixed_stays_whole(squares: Workload) -> None:
+    settings = replace(QUICK, epochs=0, **changes(Settings, ["fixed=stem.*, deep.0"]))
+    result = pruned(squares, "flops<=70%", settings=settings)
+    assert not any("<=" in miss for miss in result.misses), result.misses
+    assert (result.model.stem[0].out_channels, result.model.deep[0].out_channels) == (12, 16)
+    with pytest.raises(BudgetError, match='no channel group matches "neck"'):
+        pruned(squares, "flops<=70%", settings=replace(QUICK, fixed=("neck",)))
 
 
 def test_an_impossible_budget_says_how_near_it_came(squares: Workload) -> None:
