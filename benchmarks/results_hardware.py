@@ -125,18 +125,20 @@ def memory(document: Document) -> list[str]:
 
 @section("TVM with our schedules against ONNX Runtime", "tvm.json")
 def tvm(document: Document) -> list[str]:
-    single = [row for row in document["results"] if row["threads"] == 1]
     rows = [
         (
-            row["network"], f"{row['onnxruntime_ms']['median']:.2f}", f"{row['tvm_ms']['median']:.2f}",
+            row["network"], row["threads"], f"{row['onnxruntime_ms']['median']:.2f}", f"{row['tvm_ms']['median']:.2f}",
             f"{row['tvm_over_onnxruntime']['median']:.2f} ({row['tvm_over_onnxruntime']['low']:.2f}–"
             f"{row['tvm_over_onnxruntime']['high']:.2f})",
         )
-        for row in single
+        for row in document["results"]
     ]  # fmt: skip
-    worst = max(row["tvm_over_onnxruntime"]["median"] for row in single)
+    ratios = {(row["network"], row["threads"]): row["tvm_over_onnxruntime"]["median"] for row in document["results"]}
+    slow = [f"{name} on {threads}" for (name, threads), ratio in ratios.items() if ratio > 1.05 and "ViT" not in name]
+    vit = max(ratio for (name, _), ratio in ratios.items() if "ViT" in name)
     return [
-        "One thread; on two threads the machine was not free, and those rows are not shown.", "",
-        *table(("network", "ONNX Runtime, ms", "TVM, ms", "ratio"), rows), "",
-        goal(f"parity on convolution nets within 5 %, ≤ 1.5× on ViTs (worst: {worst:.2f}×)", worst <= 1.05),
+        *table(("network", "threads", "ONNX Runtime, ms", "TVM, ms", "ratio"), rows), "",
+        goal("parity on convolution nets within 5 %, on one and two threads", not slow,
+             f"Not {', '.join(slow)}: depthwise convolutions of few channels, of which a thread's share is small."),
+        goal(f"≤ 1.5× on ViTs (worst: {vit:.2f}×)", vit <= 1.5),
     ]  # fmt: skip

@@ -46,10 +46,11 @@ from secateur.core.predict import evaluate
 from secateur.core.progress import say
 from secateur.core.shipped import bundle_of
 from secateur.core.task import Workload, delta_mtl
-from secateur.profiles.control import REFERENCE, control, hypervolume
+from secateur.profiles.control import REFERENCE, control, hypervolume, plot
 from secateur.workloads import workload as workload_by_name
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 PEERS = ("separate", "pagcp")
 
 
@@ -104,12 +105,14 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
             widths[-1][f"{name}_delta_mtl"] = delta_mtl(workload.tasks, before, metrics)
             say(f"seed {seed}, {flops / most:.1%} of FLOPs, {name}: Δ_MTL {widths[-1][f'{name}_delta_mtl']:+.2f} %")
     budgets = [each["flops"] for each in widths]
+    controlled = control(table, list(np.geomspace(1.2 * budgets[0], most, 6)))
+    plot(table, {f"{workload.name}, searched": controlled}, DOCS / f"slimmable-{workload.name}.svg")
     return {
         "seed": seed, "seconds": round(seconds), "settings": settings.as_json(), "original": before, "widths": widths,
         "hypervolume": volumes(workload, before, widths, ("elastic", *options.peers)),
         "full": options.full, "peer_epochs": peers.epochs, "flops_range": most / budgets[0],
         "searched": searched(elastic, table, budgets),
-        "control": control(table, list(np.geomspace(1.2 * budgets[0], most, 6))).as_json(), "notes": dict(table.notes),
+        "control": controlled.as_json(), "notes": dict(table.notes),
     }  # fmt: skip
 
 

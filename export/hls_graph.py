@@ -20,9 +20,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from secateur.core.errors import ExportError, SecateurError
-from secateur.core.predict import as_args, predict
+from secateur.core.predict import as_args, evaluating, predict
 from secateur.core.task import Workload
-from secateur.export.parity import evaluating
 
 SUPPORTED = (
     "Conv2d (no groups, no dilation, zero padding), Linear on vectors, BatchNorm2d, ReLU, Sigmoid, Tanh, MaxPool2d and "

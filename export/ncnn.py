@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from secateur.core.errors import ExportError, SecateurError
 from secateur.core.files import canonical_json
-from secateur.core.predict import as_args, batch_size
+from secateur.core.predict import as_args, batch_size, evaluating
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.ncnn_param import name_blobs, read_param, write_param
 from secateur.export.ncnn_session import BlobEntry, NcnnModel, Signature, Storage, signature_of, weights_of
 from secateur.export.onnx import TaskOutputs
-from secateur.export.parity import TOLERANCES, evaluating
+from secateur.export.parity import TOLERANCES
 from secateur.export.pnnx import Converted, routes
 
 

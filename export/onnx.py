@@ -26,13 +26,12 @@ from torch.export import Dim, ExportedProgram
 from secateur.core.errors import ExportError
 from secateur.core.experts import execution
 from secateur.core.files import writing
-from secateur.core.predict import as_args, batch_size, predict
+from secateur.core.predict import as_args, batch_size, evaluating, predict
 from secateur.core.task import Task, Workload
 from secateur.core.traceable import traceable
 from secateur.export.half import halve
 from secateur.export.onnx_format import OPSET
 from secateur.export.onnx_session import NAME_SCOPES
-from secateur.export.parity import evaluating
 from secateur.profiles.graph import module_path
 
 OPSETS = range(18, 24)

@@ -6,9 +6,8 @@ artefact beyond tolerance is an error, not a warning.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.core.device import update
 from secateur.core.errors import DataError, ParityError
-from secateur.core.predict import batch_size, predict
+from secateur.core.predict import batch_size, evaluating, predict
 from secateur.core.task import Task, Workload
 
 BATCHES = 8
@@ -99,18 +98,6 @@ class _Comparison:
                 f'task "{name}": the metric is {after:.6g} in the artefact, {before:.6g} in torch',
                 "the artefact was not kept; export again, and report this model if it stays so",
             )
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @torch.no_grad()

@@ -172,11 +172,6 @@ def get(name: str | os.PathLike[str]) -> Device:
     raise DeviceError(f'unknown target "{text}"', f"the targets are: {', '.join(same)}; or give a YAML file")
 
 
-def all_devices() -> list[Device]:
-    """Every device that comes with this version, then the user's own."""
-    return [get(name) for name in names()]
-
-
 def names() -> list[str]:
     """Names of the devices that come with this version, and of those in the user's folder."""
     return sorted(_files())

@@ -9,7 +9,7 @@ import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from secateur.core.errors import DeviceError, TargetUnavailableError
+from secateur.core.errors import DeviceError
 from secateur.targets.device import Device, Kind, get, names
 from secateur.targets.farm.target import FarmTarget, farm_target, farm_targets, is_farm
 from secateur.targets.runtimes import RUNTIMES
@@ -145,10 +145,3 @@ def _status_here(device: Device) -> TargetStatus:
         how = f'install it with: pip install "secateur[{runtime.extra}]"'
         return TargetStatus(device.name, device.kind, "unavailable", f"{package} is not installed", how)
     return TargetStatus(device.name, device.kind, "measured")
-
-
-def require(device: Device) -> None:
-    """Raise TargetUnavailableError unless the device can be measured here."""
-    found = device_status(device)
-    if found.status != "measured":
-        raise TargetUnavailableError(f"{device.name}: {found.reason}", found.how or "choose another target")

@@ -17,7 +17,7 @@ from secateur.compress.dataflow import ChannelGroup, ChannelGroups
 from secateur.compress.pagcp.windows import Rows, observe, readable
 from secateur.core.task import Batch, Task
 
-SAMPLES = 16
+BATCHES = 16
 """Batches that are looked at, at most."""
 CHUNK = 128
 RIDGE = 1e-4
@@ -37,7 +37,7 @@ def reconstruction_scores(groups: ChannelGroups, batches: Sequence[Batch], tasks
             gram = _gram(rows.inputs, weight.reshape(*weight.shape[:2], -1), readers[name][path])
             grams[name, path] = grams.get((name, path), 0) + gram
 
-    observe(groups.model, paths, batches[:SAMPLES], tasks, note)
+    observe(groups.model, paths, batches[:BATCHES], tasks, note)
     return {
         name: removal_order(
             torch.stack([_in_shares(grams[name, path]) for path in found if (name, path) in grams]).sum(0)

@@ -161,11 +161,15 @@ class Round:
         return self._step(f"{self._label}/reference", kept, losses, list, list)
 
     def _floors(self, target: Target) -> dict[str, int]:
-        """Channels that stay in each group: `floor` of what would stay if all groups kept the same share, in steps; all
-        of those that are fixed."""
-        share = self._settings.floor * target.alike() if self._settings.floor else 0.0
+        """Channels that stay in each group: `floor` of what would stay if all groups kept the same share, in steps, of
+        which there is one at least; all of those that are fixed."""
+        floor = self._settings.floor
+        share = floor * target.alike() if floor else 0.0
         steps = {each: channel_step(each.channels, self._settings.round_to) for each in self._groups.prunable}
-        floors = {each.name: max(1, math.ceil(share * each.channels / step) * step) for each, step in steps.items()}
+        floors = {
+            each.name: max(1, math.ceil(share * each.channels / step)) * step if floor else 1
+            for each, step in steps.items()
+        }
         return floors | {each.name: each.channels for each in steps if each.name in self._fixed}
 
     def _units(self, kept: Kept) -> Losses:
@@ -222,7 +226,7 @@ class Round:
                 if sequence.done:
                     break
                 progress.note(name)
-                if sequence.hopeless(name, tau * share, self._refused.get(name, {})):
+                if sequence.hopeless(tau * share, self._refused.get(name, {})):
                     sequence.pass_over(name)
                 else:
                     decision = self._decide(f"{label}/{name}", sequence, name, tau * share)

@@ -115,7 +115,7 @@ class Sequence:
     ceiling: Losses
     target: Target
     units: Losses | None
-    gradients: Mapping[str, Any] | None = None
+    evidence: Mapping[str, Any] | None = None
     counts: Mapping[str, list[int]] = field(default_factory=dict)
     floors: Mapping[str, int] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
@@ -204,7 +204,7 @@ class Sequence:
 
     def scores(self, name: str, kept: Kept) -> Tensor:
         """Saliency of a group's channels [channels] where these are kept."""
-        return score(self.oracle.groups[name], self.oracle.state(kept), self.criterion, self.gradients)
+        return score(self.oracle.groups[name], self.oracle.state(kept), self.criterion, self.evidence)
 
     def weight(self, task: str) -> float:
         """What a rise of a task's loss is counted in: a share of its unit, the smaller the stricter the task."""
@@ -223,7 +223,7 @@ class Sequence:
         follows = {task: base <= self.standing[task].value for task, base in self.base.items()}
         return {task: current[task] if follows[task] else max(base, current[task]) for task, base in self.base.items()}
 
-    def hopeless(self, name: str, tau: float, refused: Losses) -> bool:
+    def hopeless(self, tau: float, refused: Losses) -> bool:
         """Whether a group need not be tried: its smallest step was refused by an earlier sequence of this round, when
         less was pruned, and raised a task's loss more than twice as far as it may rise now."""
         if not self.settings.skip_refused or not refused:

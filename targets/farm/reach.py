@@ -21,7 +21,9 @@ from pathlib import Path
 from secateur.core.errors import DeviceLostError, ExportError, TargetUnavailableError
 
 TIMEOUT_S = 120.0
-"""For what should be quick: a push, a pull, a command that only looks."""
+"""For what should be quick: a pull, a command that only looks."""
+SLOW = 250_000
+"""Bytes a second at which a push is still waited for."""
 _END = re.compile(r"secateur-exit (\d+)\s*$")
 
 
@@ -42,7 +44,8 @@ class Reach(ABC):
         """
         content = local.read_bytes()
         quoted = shlex.quote(remote)
-        said = self.run_script(f"cat > {quoted} && wc -c < {quoted}", given=content)
+        patience = TIMEOUT_S + len(content) / SLOW
+        said = self.run_script(f"cat > {quoted} && wc -c < {quoted}", patience, given=content)
         if said.strip() != str(len(content)):
             raise DeviceLostError(
                 f"{self.name}: {local.name} did not arrive whole", "check cable or network, and its space"
