@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import ExportError
 from secateur.core.experts import execution
-from secateur.export.parity import evaluating
+from secateur.core.predict import evaluating
 
 TIME_LIMIT_S = 600
 

@@ -33,9 +33,14 @@ def on_device(workload: Workload, device: str | None) -> Workload:
     place = here if device is None else _found(device)
     if place == here and place.type == "cpu":
         return workload
-    loaders = {split: Moved(getattr(workload, split), place) for split in ("train", "calibration", "test")}
-    model = workload.model if place == here else copy.deepcopy(workload.model).to(place)
-    return replace(workload, model=model, example_input=moved(workload.example_input, place), **loaders)
+    return replace(
+        workload,
+        model=workload.model if place == here else copy.deepcopy(workload.model).to(place),
+        example_input=moved(workload.example_input, place),
+        train=Moved(workload.train, place),
+        calibration=Moved(workload.calibration, place),
+        test=Moved(workload.test, place),
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -61,7 +66,7 @@ class Moved:
     """A loader whose batches are moved to a device; in everything else it is the user's."""
 
     def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
-        self.loader = loader.loader if isinstance(loader, Moved) else loader
+        self.loader: Iterable[Batch] = loader.loader if isinstance(loader, Moved) else loader
         self.device = device
 
     def __iter__(self) -> Iterator[Batch]:
