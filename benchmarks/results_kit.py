@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+DOCS = Path(__file__).parents[1] / "docs"
 Document = dict[str, Any]
 Section = Callable[[Document], list[str]]
 SECTIONS: list[tuple[str, str, Section]] = []

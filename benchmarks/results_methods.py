@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from results_kit import Document, goal, pct, section, table
+from results_kit import DOCS, Document, goal, pct, section, table
 
 
 @section("One elastic model for all widths", "slimmable-*.json")
@@ -32,8 +32,10 @@ def slimmable(document: Document) -> list[str]:
     least = min(run["flops_range"] for run in document["runs"])
     worst, means = min(map(min, ratios)), ", ".join(_ratio(each) for each in zip(*ratios, strict=True))
     head = ("seed", "MFLOPs", "elastic Δ_MTL %", "separate", "PAGCP", "uniform width, quality", "searched")
+    picture = f"slimmable-{document['workload']}.svg"
+    drawn = [f"![hypervolume of what the search finds, by budget]({picture})", ""] if (DOCS / picture).exists() else []
     return [
-        *lines, *table(head, rows), "",
+        *lines, *table(head, rows), "", *drawn,
         goal(f"hypervolume ≥ 98 % of separate models within each width's FLOPs ({means})", worst >= 0.98),
         goal(f"≥ 16× range of FLOPs from one file ({least:.1f}×)", least >= 16),
         goal(f"what is searched is never worse than a uniform width ({better} of {searches})", better == searches),

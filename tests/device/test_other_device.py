@@ -21,7 +21,7 @@ from secateur.core.errors import DeviceError
 from secateur.core.predict import evaluate
 
 HERE = Path(__file__).parent
-COMPILER = shutil.which("g++")
+COMPILER, WRITTEN_FOR = shutil.which("g++"), "2.13."
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = [f"-I{path}" for path in cpp_extension.include_paths()]
     folders += [f"-L{path}" for path in cpp_extension.library_paths()]
     command = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", str(HERE / "pretend.cpp"), "-o", str(found), *folders]
-    subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True)
+    done = subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], capture_output=True, text=True)
+    if done.returncode and not torch.__version__.startswith(WRITTEN_FOR):
+        pytest.skip(f"pretend.cpp was written for torch {WRITTEN_FOR}: what it builds on is no stable interface")
+    assert done.returncode == 0, done.stderr[-3000:]
     return found
 
 
