@@ -22,6 +22,8 @@ from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Index, Keep
 from secateur.core.predict import as_args, takes_task
 
+WIDE = 40
+"""Channels of a group of which the largest published ratio, 0.95, leaves two."""
 TOLERANCE = 1e-4
 """Largest accepted difference between masked and cut outputs, relative to the outputs' own size."""
 
@@ -170,8 +172,9 @@ def last(channels: int, number: int) -> Index:
 
 
 def first(channels: int, number: int) -> Index:
-    """One channel: the smallest width is one that a user may choose, and its half is none."""
-    return np.arange(1)
+    """One channel: the smallest width that a user may choose, and its half is none. Two of a wide group, of which
+    nobody leaves one: a weight that is standardised over a single input is none."""
+    return np.arange(1 if channels < WIDE else 2)
 
 
 def _width(channels: int, number: float) -> int:

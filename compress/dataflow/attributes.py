@@ -4,12 +4,16 @@
     self.dims = (32, 32, 128)   count the parts of `x.split(self.dims, dim=1)`
 
 An attribute counts channels when its value is the size of a labelled dimension in a call that its module's own code
-makes with explicit sizes. That is a guess; trial cuts verify it.
+makes with explicit sizes. That is a guess; trial cuts verify it. Attributes that the code only compares with each other
+(`if self.dim != self.dim_out: x = self.proj(x)`) are left alone: two that a cut makes equal would change what is run.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +82,10 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     if isinstance(module, _OWN) or (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module.weight is not None):
         return
     kind: Any = type(module)
+    compared = _only_compared(kind)
     for name, value in (_class_attributes(kind) | vars(module)).items():
+        if name in compared:
+            continue
         if type(value) is int and value > 1:
             yield name, None, value
         elif isinstance(value, (tuple, list)) and value and all(type(entry) is int for entry in value):
@@ -88,8 +95,43 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
 @functools.cache
 def _class_attributes(kind: Any) -> dict[str, Any]:
     """Attributes that a user's class holds for all of its instances."""
-    own = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(("torch.", "builtins"))]
-    return {name: value for base in own for name, value in vars(base).items()}
+    return {name: value for base in _users(kind) for name, value in vars(base).items()}
+
+
+@functools.cache
+def _only_compared(kind: Any) -> frozenset[str]:
+    """Attributes that a class's methods, but for its constructor, read only to compare them with each other."""
+    compared: set[str] = set()
+    elsewhere: set[str] = set()
+    for base in _users(kind):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):  # no source at hand: nothing is known of it
+            return frozenset()
+        for method in ast.walk(tree):
+            if isinstance(method, ast.FunctionDef) and method.name != "__init__" and method.args.args:
+                pairs = [each for each in ast.walk(method) if isinstance(each, ast.Compare)]
+                sides = [side for each in pairs for side in _sides(each, method.args.args[0].arg)]
+                compared |= {side.attr for side in sides}
+                elsewhere |= {
+                    node.attr for node in ast.walk(method) if isinstance(node, ast.Attribute) and node not in sides
+                }
+    return frozenset(compared - elsewhere)
+
+
+def _sides(comparison: ast.Compare, owner: str) -> list[ast.Attribute]:
+    """Both sides of `self.a != self.b`; nothing of any other comparison."""
+    found = [
+        side
+        for side in (comparison.left, *comparison.comparators)
+        if isinstance(side, ast.Attribute) and isinstance(side.value, ast.Name) and side.value.id == owner
+    ]
+    return found if len(found) == 1 + len(comparison.comparators) else []
+
+
+def _users(kind: Any) -> list[Any]:
+    """A class and its bases, without torch's."""
+    return [base for base in reversed(kind.__mro__) if not base.__module__.startswith(("torch.", "builtins"))]
 
 
 class Scopes:

@@ -224,3 +224,47 @@ def test_running_statistics_go_with_their_own_channels() -> None:
     assert small[1].running_mean.tolist() == [1, 3]
     assert small[1].running_var.tolist() == [2, 4]
     assert torch.equal(small[0].weight, model[0].weight[[1, 3]])
+
+
+class Widening(nn.Module):
+    """Compares its widths to know whether the way around needs a projection, as blocks of Hiera do."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.dim, self.dim_out = dim, dim_out
+        self.norm, self.after = nn.LayerNorm(dim), nn.LayerNorm(dim_out)
+        self.proj, self.body = nn.Linear(dim, dim_out), nn.Linear(dim, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        y = self.body(x)
+        if self.dim != self.dim_out:
+            x = self.proj(x)
+        return self.after(x + torch.tanh(y))
+
+
+def test_widths_that_a_cut_makes_equal_take_no_other_branch() -> None:
+    """The attributes stay what they were: nothing is computed with them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), Widening(12, 24), nn.Linear(24, 3)).eval()
+    groups, x = trace(model, torch.randn(2, 5, 4)), torch.randn(2, 5, 4)
+    (wide,) = (group for group in groups.prunable if group.channels == 24)
+    keep = {wide.name: range(0, 24, 2)}
+    small = groups.cut(keep)
+    assert (small[1].proj.out_features, small[1].dim, small[1].dim_out) == (12, 12, 24)
+    assert_same(masked_outputs(groups, keep, x), outputs(small, x))
+
+
+class Standardised(nn.Conv2d):
+    """Weights of mean 0 and variance 1 over what each filter reads, as NFNets have them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+def test_a_weight_that_needs_two_inputs_is_cut_to_more_than_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), Standardised(48, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    groups = trace(model.eval(), torch.randn(1, 3, 8, 8))
+    assert groups["0"].prunable, groups["0"].why_not
