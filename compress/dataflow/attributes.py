@@ -17,7 +17,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,23 +110,24 @@ def _only_compared(kind: Any) -> frozenset[str]:
             return frozenset()
         for method in ast.walk(tree):
             if isinstance(method, ast.FunctionDef) and method.name != "__init__" and method.args.args:
-                pairs = [each for each in ast.walk(method) if isinstance(each, ast.Compare)]
-                sides = [side for each in pairs for side in _sides(each, method.args.args[0].arg)]
-                compared |= {side.attr for side in sides}
-                elsewhere |= {
-                    node.attr for node in ast.walk(method) if isinstance(node, ast.Attribute) and node not in sides
-                }
+                own = [node for node in ast.walk(method) if _is_own(node, method.args.args[0].arg)]
+                sides = [side for node in ast.walk(method) for side in _sides(node, own)]
+                compared |= {node.attr for node in own if node in sides}
+                elsewhere |= {node.attr for node in own if node not in sides}
     return frozenset(compared - elsewhere)
 
 
-def _sides(comparison: ast.Compare, owner: str) -> list[ast.Attribute]:
-    """Both sides of `self.a != self.b`; nothing of any other comparison."""
-    found = [
-        side
-        for side in (comparison.left, *comparison.comparators)
-        if isinstance(side, ast.Attribute) and isinstance(side.value, ast.Name) and side.value.id == owner
-    ]
-    return found if len(found) == 1 + len(comparison.comparators) else []
+def _is_own(node: ast.AST, owner: str) -> TypeGuard[ast.Attribute]:
+    """Whether this is `self.something`."""
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == owner
+
+
+def _sides(node: ast.AST, own: Collection[ast.Attribute]) -> list[ast.expr]:
+    """Both sides of `self.a != self.b`; nothing of anything else."""
+    if not isinstance(node, ast.Compare):
+        return []
+    sides = [node.left, *node.comparators]
+    return sides if all(side in own for side in sides) else []
 
 
 def _users(kind: Any) -> list[Any]:

@@ -238,6 +238,7 @@ class Widening(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         y = self.body(x)
+        assert x.dim() == 3  # no size of the module's
         if self.dim != self.dim_out:
             x = self.proj(x)
         return self.after(x + torch.tanh(y))
