@@ -155,6 +155,7 @@ def test_a_picture_that_cannot_be_shown_costs_only_itself(secateur: Secateur, fo
 
 
 def test_all_formats_are_written_or_none(bundle: Bundle, secateur: Secateur, folder: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (the extra [openvino])")
     (folder / "there").mkdir()
     (folder / "there" / "model.xml").touch()
     secateur("export", "bundle", "--to", "onnx,openvino", "-o", "there").refused(2, "model.xml exists")

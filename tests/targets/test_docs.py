@@ -14,6 +14,6 @@ def test_the_example_is_read_as_it_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "board.yaml"
     path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     device = get(path)
-    assert device.name == "my-board"
+    assert device.name == "mobile:my-board"
     assert set(device.model_dump()) == set(Device.model_fields)
     assert all(f"`{key}`" in text for key in Device.model_fields)
