@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple
     for (signature, _), channels in by_signature.items():
         members = tuple(
             Member(keys[key][0], keys[key][1], roles.get(keys[key], "bound"), _stack(places, channels, key, count))
-            for key, count in signature
+            for key, count in signature.counts
         )
         producers = [member for member in members if member.role == "out"]
         if not producers:
@@ -56,18 +56,31 @@ def _is_hidden(group: ChannelGroup, groups: list[ChannelGroup], components: Comp
     )
 
 
-def _places(parameters: Parameters, components: Components) -> tuple[dict[int, Any], dict[tuple[int, int], list[int]]]:
-    """For every component that can be cut its signature ((parameter key, count), ...) and its indices in each
-    parameter, those of the pairs that go with it included."""
+class _Signature(NamedTuple):
+    """What the channels of one group have in common: (parameter key, count) of where they sit, and which axes of
+    products they are. As many heads as each is wide would else be one group with the widths."""
+
+    counts: tuple[tuple[int, int], ...]
+    axes: frozenset[int]
+
+
+def _places(
+    parameters: Parameters, components: Components
+) -> tuple[dict[int, _Signature], dict[tuple[int, int], list[int]]]:
+    """For every component that can be cut its signature, and its indices in each parameter, those of the pairs that go
+    with it included."""
     parts = components.parts()
     counts: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    axes: dict[int, set[int]] = defaultdict(set)
     places: dict[tuple[int, int], list[int]] = defaultdict(list)
     for key, channels in enumerate(parameters.values()):
         for index, component in enumerate(components.of[channels].tolist()):
-            for part in parts.get(component, (component,)):
+            for axis, part in enumerate(parts.get(component, (component,))):
                 counts[part][key] += 1
+                axes[part].add(axis)
                 places[part, key].append(index)
-    return {component: tuple(found.items()) for component, found in counts.items()}, places
+    found = {part: _Signature(tuple(own.items()), frozenset(axes[part])) for part, own in counts.items()}
+    return found, places
 
 
 def _stack(places: dict[tuple[int, int], list[int]], channels: list[int], key: int, count: int) -> Index:

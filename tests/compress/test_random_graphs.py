@@ -71,6 +71,20 @@ def test_each_kind_of_step_between_convolutions(kind: str) -> None:
         ([("gate", 11, 1), ("norm", 7, 2), ("gate", 8, 0), ("transposed", 6, 3), ("inplace", 4, 1)], 3, 19),
         ([("conv", 5, 3), ("grouped", 3, 10), ("cat", 1, 1), ("grouped", 8, 5), ("inplace", 1, 11)], 2, 36),
         ([("chunk", 1, 7), ("inplace", 11, 0), ("cat", 2, 7), ("layer_norm", 2, 4)], 3, 46),
+        (  # two heads, two channels wide: once one group, whose costs no sum of channels gives
+            [
+                ("grouped", 2, 6),
+                ("shuffle", 0, 11),
+                ("cat", 0, 10),
+                ("multiply", 4, 5),
+                ("activate", 3, 11),
+                ("flatten", 3, 2),
+                ("attention", 8, 10),
+                ("gate", 3, 7),
+            ],
+            1,
+            67,
+        ),
         ([("chunk", 3, 3), ("inplace", 1, 0)], 3, 87),
         (
             [
