@@ -25,7 +25,7 @@ from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.measure import places
 from secateur.verbs.prune import AnyBudget, AnyDrop
 from secateur.verbs.sources import AnyWorkload, find_workload
-from secateur.verbs.staging import dropped_if_hopeless, finish, reserved
+from secateur.verbs.staging import BUNDLE, dropped_if_hopeless, finish, reserved
 
 
 def compress_to_bundle(
@@ -97,7 +97,7 @@ def staged(
             compressed = compress(there, state / "journal").on_cpu(on_device(workload, "cpu"))
         kept = compressed.workload
         original = _original(kept, state / "original.onnx")
-        bundle = compressed.save(state / "bundle", force=True, command=command)
+        bundle = compressed.save(state / BUNDLE, force=True, command=command)
         try:
             complete(bundle, kept, formats=("onnx",) if original else (), where=where, original=original)
         except (ExportError, ParityError) as error:

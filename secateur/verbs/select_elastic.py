@@ -217,7 +217,7 @@ def write_selection(
     from secateur.verbs.complete import complete
     from secateur.verbs.measure import places
     from secateur.verbs.sources import workload_of
-    from secateur.verbs.staging import finish, nothing_left, reserved
+    from secateur.verbs.staging import BUNDLE, finish, nothing_left, reserved
 
     bundle, path = selection.bundle, Path(output)
     assert bundle is not None
@@ -237,7 +237,7 @@ def write_selection(
             manifest.settings | {"selected": selection.widths}, manifest.seed, 0.0, on_target=_judge(selection),
         )  # fmt: skip
         history = " && ".join(filter(None, (manifest.command, command)))
-        staged = result.save(state / "bundle", force=True, command=history)
+        staged = result.save(state / BUNDLE, force=True, command=history)
         written = finish(complete(staged, found, formats=("onnx",), where=where), path)
     return replace(selection, bundle=written, misses=tuple(written.manifest.misses))
 

@@ -55,7 +55,7 @@ from secateur.verbs.sources import (
     open_bundle,
     workload_of,
 )
-from secateur.verbs.staging import dropped_if_hopeless, finish, reserved
+from secateur.verbs.staging import BUNDLE, dropped_if_hopeless, finish, reserved
 
 FOLDER = "elastic"
 """Where a bundle keeps its elastic files."""
@@ -169,7 +169,7 @@ def slim_to_bundle(
         say(f"making {found.name} elastic")
         with dropped_if_hopeless(state):
             result = _trained(found, start, settings, device, seed=seed, state=state / "journal", resume=resume)
-        bundle = result.save(state / "bundle", force=True, command=command)
+        bundle = result.save(state / BUNDLE, force=True, command=command)
         source = _source(result)
         try:
             with Scratch() as temporary:

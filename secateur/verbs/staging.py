@@ -14,7 +14,7 @@ from secateur.core.errors import BudgetError, DataError, ModelError, OutputError
 from secateur.core.files import clear_errors, hold, writing_folder
 
 BUNDLE, LOCK = "bundle", "lock"
-"""In the state folder of a run that goes on."""
+"""In the state folder of a run that goes on: what is not complete yet, and that somebody is at it."""
 
 
 def state_folder(output: Path) -> Path:
