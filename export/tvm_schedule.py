@@ -16,9 +16,13 @@ from typing import Any
 
 from secateur.export.tvm_kernels import ROWS, Vectors
 
-PRODUCTS, NUMBERS = 1 << 19, 1 << 16
+PRODUCTS, NUMBERS = 1 << 18, 1 << 14
 """Least multiplications of a tile product, and least numbers of anything else, that are shared out among threads: some
-ten microseconds' work, against two or three for waking a thread."""
+six microseconds' work, against two or three for waking a thread."""
+LIGHTER = 4
+"""Multiplications of a tile product in the time of one in a depthwise convolution, whose operands serve no other."""
+STRIP = 8
+"""Lines of a depthwise convolution's output that are computed in one go."""
 
 
 def schedule_module(module: Any, cpu: Vectors) -> Any:
@@ -95,9 +99,7 @@ class _Function:
         sch, rows = self.sch, int(self.sch.get(tile).annotations[ROWS])
         sch.unannotate(tile, ROWS)
         out = self._blocks()[-1]
-        for block in self._blocks():
-            if block not in (tile, out) and self._name(block).startswith(("pad", "pack")):
-                self._pointwise(block)
+        before = [b for b in self._blocks() if b not in (tile, out) and self._name(b).startswith(("pad", "pack"))]
         loops, reductions = self._split_kinds(tile)
         *outer, row, column, lane = loops
         flat = len(outer) < len(self._out_shape(out)) - 2
@@ -105,15 +107,31 @@ class _Function:
             self._rows_by_columns(out)
         row, inner = sch.split(row, [None, rows])
         depthwise = not any(self._name_of(loop).startswith("rc") for loop in reductions)
-        sch.reorder(column, *outer, row, *reductions, inner, lane)
+        lines = self._strips(outer) if depthwise else []
+        sch.reorder(column, *outer, *lines, row, *reductions, inner, lane)
         shared = sch.fuse(column, *outer, row) if flat else sch.fuse(column, *outer)
+        for block in before:
+            self._strip(block, shared) if lines else self._pointwise(block)
         at = shared if flat else row
         sch.reverse_compute_at(out, at, preserve_unit_loops=True)
         self._registers(sch.get_loops(out)[-1:], [])
         self._registers([lane], [inner, *(reductions if depthwise else ())])
-        if self._total(sch.get_loops(tile)) >= PRODUCTS:
+        if self._total(sch.get_loops(tile)) * (LIGHTER if depthwise else 1) >= PRODUCTS:
             sch.parallel(shared)
         sch.decompose_reduction(tile, reductions[0])
+
+    def _strips(self, outer: list[Any]) -> list[Any]:
+        """Make the last of some loops go from strip to strip; the loop over a strip's lines, where there is one."""
+        strip = _divisor(self._extent(outer[-1]), STRIP)
+        if strip == 1:
+            return []
+        outer[-1], line = self.sch.split(outer[-1], [None, strip])
+        return [line]
+
+    def _strip(self, block: Any, loop: Any) -> None:
+        """Zeros around the few lines that one turn of a loop reads: they stay in the cache until it does."""
+        self.sch.compute_at(block, loop)
+        self._vectorised(self.sch.get_loops(block)[-1])
 
     def _split_kinds(self, block: Any) -> tuple[list[Any], list[Any]]:
         """A block's loops: those of its output, and those of its reduction."""
@@ -216,6 +234,9 @@ class _Function:
             return
         total = self._total(loops)
         width = _divisor(self._extent(loops[-1]), self.cpu.width)
+        if self._extent(loops[-1]) < self.cpu.width // 2 and self._name(block).startswith("T_transpose"):
+            self._interleave(loops, total)
+            return
         if width < self.cpu.width // 2 and not self._selects(block):
             width = _divisor(total, self.cpu.width)
         outer, inner = self.sch.split(self.sch.fuse(*loops), [None, width])
@@ -223,6 +244,13 @@ class _Function:
             self.sch.vectorize(inner)
         if total >= NUMBERS:
             self.sch.parallel(outer)
+
+    def _interleave(self, loops: list[Any], total: int) -> None:
+        """Few channels become the last dimension: number by number, as vectors would be gathered from all over."""
+        *outer, line, last = loops
+        self.sch.unroll(last)
+        if outer and total >= NUMBERS:
+            self.sch.parallel(self.sch.fuse(*outer))
 
     def _vectorised(self, loop: Any) -> None:
         width = _divisor(self._extent(loop), self.cpu.width)

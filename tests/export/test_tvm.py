@@ -84,6 +84,35 @@ def test_awkward_shapes(size: tuple[int, int], tmp_path: Path) -> None:
         np.testing.assert_allclose(got[task], wanted[task], atol=2e-5, rtol=1e-4)
 
 
+class Depthwise(nn.Module):
+    """Depthwise convolutions by themselves."""
+
+    tasks = ("each", "strided")
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.each = nn.Conv2d(channels, channels, kernel, 1, kernel // 2, groups=channels)
+        self.strided = nn.Conv2d(channels, channels, kernel, 2, 0, groups=channels)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"each": nn.functional.relu6(self.each(x)), "strided": self.strided(x)}
+
+
+@pytest.mark.parametrize("height", [5, 7, 12, 64])
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 3), (37, 5), (96, 3)])
+def test_depthwise_convolutions_in_strips_of_lines_of_any_number(
+    height: int, channels: int, kernel: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, images = Depthwise(channels, kernel).eval(), torch.randn(2, channels, height, 19)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(model, (images,), path, output_names=list(model.tasks), dynamo=True, verbose=False)
+    for threads in (1, 2):
+        got = TvmModel(compile_onnx(path, tmp_path / "model.tvm.so"), threads).run([images.numpy()])
+        for task, wanted in model(images).items():
+            np.testing.assert_allclose(got[task], wanted.detach().numpy(), atol=2e-5, rtol=1e-4)
+
+
 def dense(path: Path, shape: list[int | str], op: str = "Relu") -> Path:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node(op, ["x"], ["y"])], "g", values[:1], values[1:])
