@@ -247,7 +247,7 @@ class _Function:
 
     def _interleave(self, loops: list[Any], total: int) -> None:
         """Few channels become the last dimension: number by number, as vectors would be gathered from all over."""
-        *outer, line, last = loops
+        *outer, _, last = loops
         self.sch.unroll(last)
         if outer and total >= NUMBERS:
             self.sch.parallel(self.sch.fuse(*outer))
