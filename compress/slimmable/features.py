@@ -8,17 +8,17 @@ which are the most important):    mean over features of ‖F_c - F*[kept]‖² /
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
 from secateur.compress.dataflow.replay import Replay
+from secateur.compress.recording import recording
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.core.predict import as_args, evaluating, takes_task
 from secateur.profiles.count import outputs_of
@@ -71,31 +71,12 @@ def _border(graph: Graph, tasks: Sequence[str]) -> list[Node]:
     ]
 
 
-@contextmanager
-def recording(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """What the named modules return inside of the block, call by call."""
-    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
-
-    def hook(path: str) -> Any:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            seen[path].append(output if isinstance(output, Tensor) else torch.empty(0))
-
-        return note
-
-    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in seen]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _place_of(value: Any, seen: Mapping[str, list[Tensor]]) -> tuple[str, int] | None:
-    """The innermost module call that returned a value."""
-    for path, outputs in reversed(list(seen.items())):
-        for call, output in enumerate(outputs):
-            if isinstance(value, Tensor) and output.shape == value.shape and torch.equal(output, value):
-                return path, call
+def _place_of(value: Any, seen: Sequence[tuple[str, Any]]) -> tuple[str, int] | None:
+    """The innermost module call that returned a value: the first one."""
+    for place, (path, output) in enumerate(seen):
+        both = isinstance(value, Tensor) and isinstance(output, Tensor)
+        if both and output.shape == value.shape and torch.equal(output, value):
+            return path, sum(earlier == path for earlier, _ in seen[:place])
     return None
 
 

@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 
 from secateur.compress import ranks
 from secateur.compress.journal import Journal
+from secateur.compress.recording import recording
 from secateur.compress.slimmable.elastic import ElasticModel, Subnet
-from secateur.compress.slimmable.features import Feature, distance, recording
+from secateur.compress.slimmable.features import Feature, distance
 from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.compress.speed import fast_bfloat16, fast_layout, float32, in_layout, lay_out, trains_in
@@ -218,7 +219,8 @@ class _Run:
         paths = list(dict.fromkeys(feature.path for feature in self.features))
         with recording(subnet.skeleton, paths) as seen:
             outputs = self._predict(subnet, inputs)
-        return outputs, [seen[feature.path][feature.call] for feature in self.features]
+        calls: dict[str, list[Tensor]] = {path: [output for where, output in seen if where == path] for path in paths}
+        return outputs, [calls[feature.path][feature.call] for feature in self.features]
 
     def _predict(self, model: nn.Module | Subnet, inputs: Any) -> dict[str, Any]:
         """Predictions in float32, computed in bfloat16 where that is fast."""

@@ -12,13 +12,13 @@ ICLR 2015, with a solved start).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.compress.recording import recording
 from secateur.core.predict import as_args, evaluating, pick_tasks, takes_task
 from secateur.core.task import Task
 
@@ -107,14 +107,25 @@ def _shared(model: nn.Module, inputs: Any, tasks: Sequence[Task]) -> dict[str, t
         with evaluating(model), torch.enable_grad(), recording(model, paths) as seen:
             model.requires_grad_(False)
             for names, outputs in _calls(model, leaves, tasks):
-                shapes = {path: found.shape for path, found in seen.items() if found.requires_grad}
+                features = _features(seen)
+                shapes = {path: found.shape for path, found in features.items()}
                 for name in names:
-                    reached = _ancestors(outputs[name], seen)
+                    reached = _ancestors(outputs[name], features)
                     common = reached if common is None else common & reached
     finally:
         for parameter, needed in modes.items():
             parameter.requires_grad_(needed)
     return {path: shape for path, shape in shapes.items() if path in (common or ())}
+
+
+def _features(seen: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+    """What modules returned last, where that is a feature map [N, C, H, W] or a sequence [N, L, C] of the input."""
+    found: dict[str, Tensor] = {}
+    for path, output in seen:
+        found.pop(path, None)
+        if isinstance(output, Tensor) and output.ndim in (3, 4) and output.requires_grad:
+            found[path] = output
+    return found
 
 
 def _calls(model: nn.Module, inputs: Any, tasks: Sequence[Task]) -> Iterator[tuple[list[str], dict[str, Any]]]:
@@ -130,33 +141,11 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(True) if tensor.is_floating_point() else tensor
 
 
-def _ancestors(output: Any, seen: Mapping[str, Tensor]) -> set[str]:
+def _ancestors(output: Any, features: Mapping[str, Tensor]) -> set[str]:
     """Paths whose tensors an output depends on."""
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    within = {path: tensor for path, tensor in seen.items() if tensor.requires_grad}
-    if not leaves or not within:
+    if not leaves or not features:
         return set()
     total = torch.stack([leaf.float().sum() for leaf in leaves]).sum()
-    found = torch.autograd.grad(total, list(within.values()), allow_unused=True, retain_graph=True)
-    return {path for path, gradient in zip(within, found, strict=True) if gradient is not None}
-
-
-@contextmanager
-def recording(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named modules last returned, feature maps [N, C, H, W] and sequences [N, L, C] only."""
-    seen: dict[str, Tensor] = {}
-
-    def hook(path: str) -> Any:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            seen.pop(path, None)
-            if isinstance(output, Tensor) and output.is_floating_point() and output.ndim in (3, 4):
-                seen[path] = output
-
-        return note
-
-    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    found = torch.autograd.grad(total, list(features.values()), allow_unused=True, retain_graph=True)
+    return {path for path, gradient in zip(features, found, strict=True) if gradient is not None}

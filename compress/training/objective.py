@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.compress.recording import recording
 from secateur.compress.speed import fast_layout, float32, in_layout, lay_out
-from secateur.compress.training.distill import Adapters, distillation, recording, shared_points
+from secateur.compress.training.distill import Adapters, distillation, shared_points
 from secateur.compress.training.recipe import Recipe
 from secateur.compress.training.weighting import WEIGHTINGS
 from secateur.core.device import moved
@@ -79,7 +80,8 @@ class Objective(nn.Module):
         with recording(model, self._points) as seen, torch.autocast(self._device.type, self._precision, enabled=fast):
             found = predict(model, inputs, self._tasks)
         predictions = {name: pytree.tree_map_only(Tensor, float32, value) for name, value in found.items()}
-        return predictions, [float32(seen[path]) for path in self._points]
+        features = dict(seen)
+        return predictions, [float32(features[path]) for path in self._points]
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.compress.dataflow import trace
-from secateur.compress.training.distill import Adapters, recording, shared_points
+from secateur.compress.recording import recording
+from secateur.compress.training.distill import Adapters, shared_points
 from secateur.core.task import Workload
 
 
@@ -83,4 +84,4 @@ def test_a_cut_student_meets_its_teacher_at_the_same_points(squares: Workload) -
     assert points == ("block", "deep")
     with recording(small, points) as seen:
         small(inputs)
-    assert [seen[path].shape[1] for path in points] == [12, 9]
+    assert [(path, output.shape[1]) for path, output in seen] == [("block", 12), ("deep", 9)]
