@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from secateur.compress.dataflow import from_graphs
 from secateur.compress.dataflow.costs import CostModel
+from secateur.compress.dataflow.groups import Keep
 from secateur.compress.experts.cutting import group_of
 from secateur.compress.experts.layers import ExpertLayer, find
 from secateur.compress.experts.settings import Settings
@@ -81,6 +82,7 @@ class Removal:
         self.names = {path: group_of(self.groups, layer) for path, layer in self.layers.items()}
         self.oracle = Oracle(self.groups, batches, self.workload.tasks, self.settings.cache_limit, self.spent)
         self.costs = CostModel(self.groups)
+        self._cached: dict[str, Any] | None = None
 
     def run(self, limits: Sequence[Limit], before: Costs, strictness: dict[str, float]) -> Kept:
         """The places of the experts that stay in each layer."""
@@ -174,12 +176,40 @@ class Removal:
         return target.met(self._widths(kept))
 
     def _step(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A journalled step that also remembers what the oracle had spent after it."""
+        """A journalled step that also remembers what the oracle had spent and cached after it."""
 
         def restore(document: Any) -> Any:
             vars(self.spent).update(document["spent"])
+            self._cached = document["cached"]
             return document["result"]
 
-        return self.journal.step(
-            key, compute, lambda result: {"result": result, "spent": dict(vars(self.spent))}, restore
-        )
+        def resumed() -> Any:
+            if self._cached is not None:
+                self.oracle.prefix.refill(_filled(self._cached))
+                self._cached = None
+            return compute()
+
+        def finished(result: Any) -> dict[str, Any]:
+            return {"result": result, "spent": dict(vars(self.spent)), "cached": _cached(self.oracle.prefix.filled)}
+
+        return self.journal.step(key, resumed, finished, restore)
+
+
+def _cached(filled: Mapping[int, Mapping[str, Keep]]) -> dict[str, Any]:
+    """For each chunk whose activations are cached, to which choice of experts those of each task belong, in order."""
+    choices = list({id(keep): keep for keeps in filled.values() for keep in keeps.values()}.values())
+    numbers = {id(keep): number for number, keep in enumerate(choices)}
+    return {
+        "choices": [{name: list(map(int, places)) for name, places in keep.items()} for keep in choices],
+        "chunks": {
+            str(chunk): [(task, numbers[id(keep)]) for task, keep in keeps.items()] for chunk, keeps in filled.items()
+        },
+    }
+
+
+def _filled(document: Mapping[str, Any]) -> dict[int, dict[str, Keep]]:
+    """What `_cached` wrote."""
+    choices = [{name: np.array(places) for name, places in keep.items()} for keep in document["choices"]]
+    return {
+        int(chunk): {task: choices[number] for task, number in keeps} for chunk, keeps in document["chunks"].items()
+    }
