@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.core.errors import BundleError
+from secateur.core.modes import forget
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Dims = dict[int, Index]
@@ -72,6 +73,7 @@ class ChannelMap:
             _set_size(model, name, size)
         for path, index in self.lists.items():
             _cut_list(model, path, index, self.shapes[path])
+        forget(model)
 
     def then(self, later: ChannelMap) -> ChannelMap:
         """The map of this cut followed by a later one on the result. What is taken out later needs no cut before."""

@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 from secateur.core.errors import ExportError
 from secateur.core.experts import execution
 from secateur.core.files import writing
+from secateur.core.modes import forget
 from secateur.core.predict import as_args, batch_size, evaluating, predict
 from secateur.core.task import Task, Workload
 from secateur.core.traceable import traceable
@@ -133,6 +134,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> Expo
 
 
 def _torch_export(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+    forget(model)  # what was kept would be constants of the file
     try:
         with execution("unrolled"):  # mixtures of experts keep their sparsity: open numbers of tokens for each expert
             return torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
@@ -143,6 +145,8 @@ def _torch_export(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) 
             f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}",
             "remove control flow that depends on tensor values from forward; --debug shows the whole message",
         ) from error
+    finally:
+        forget(model)  # what is kept now is no data
 
 
 def _batch_dims(args: tuple[Any, ...], dim: Any) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from secateur.core.errors import ModelError
+from secateur.core.modes import forget, modes_kept
 from secateur.core.predict import as_args
 
 VIEWS = frozenset(
@@ -130,13 +131,9 @@ def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str 
     Raises:
         ModelError: when torch.export cannot trace the model.
     """
-    was_training = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
+    with modes_kept(model):
+        model.train(training)
         program = _export(model, as_args(inputs), {} if task is None else {"task": task})
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode
     branches = _nested(program)
     if branches:
         place = module_path(branches[0]) or "the model"
@@ -161,6 +158,7 @@ def capture_tasks(model: nn.Module, inputs: Any, tasks: Collection[str], *, trai
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     failures = []
     for strict in (False, True):
+        forget(model)  # what was kept would be constants of the graph
         try:
             with _quiet():
                 program = torch.export.export(model, args, kwargs, strict=strict)
@@ -170,6 +168,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             raise
         except Exception as error:  # torch.export raises errors of many unrelated types
             failures.append(error)
+        finally:
+            forget(model)  # what is kept now is no data
     first = failures[0]
     reason = (str(first).strip().splitlines() or [""])[0][:300]
     raise ModelError(

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Index, Keep
+from secateur.core.modes import forget
 from secateur.core.predict import as_args, takes_task
 
 WIDE = 40
@@ -134,6 +135,7 @@ def lively(model: nn.Module) -> nn.Module:
                 size = float(tensor.double().pow(2).mean().sqrt()) * tensor[0].numel() ** 0.5
                 if 0 < size < 1:
                     tensor.div_(size)
+    forget(fresh)
     return fresh
 
 

@@ -22,6 +22,7 @@ from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
 from secateur.compress.dataflow.space import Components
 from secateur.core.errors import BudgetError
+from secateur.core.modes import forget
 from secateur.profiles.graph import Graph
 
 
@@ -159,6 +160,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         Raises:
             ValueError: for a group that is not prunable, or a wrong choice of channels.
         """
+        forget(self.model)
         model = self.model if inplace else copy.deepcopy(self.model)
         self.channel_map(keep, remove_dead=remove_dead).apply(model)
         return model

@@ -3,16 +3,19 @@
     b, n, c = x.shape
     qkv = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads)     the width inside is that outside
     q, k, v = feat.split([self.key_dim, self.key_dim, self.dim], dim=1)      one attribute counts several dimensions
+    y = self.reduce(x).reshape(b, c, -1)                                     what comes out is as wide as what goes in
 
 Heads cannot be cut there unless the channels of x are cut along. The graph does not show it; when a trial cut fails in
-such a module, the sizes are tied, for all modules of its class: first the width inside to that outside, and if that
-does not help, the dimensions of one size that an attribute of the module may count.
+such a module, the sizes are tied, for all modules of its class: first the width inside to that outside, then, if that
+does not help, the dimensions of one size that an attribute of the module may count, then what calls with explicit sizes
+return to what comes in.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -23,7 +26,7 @@ from secateur.compress.dataflow.attributes import integers, sized_arrays
 from secateur.compress.dataflow.space import Channels, Components, Space
 from secateur.profiles.graph import Graph, module_path, op_name
 
-Coupling = tuple[type, Literal["outside", "attribute"]]
+Coupling = tuple[type, Literal["outside", "attribute", "input"]]
 """A module class, and which sizes in its code are one."""
 
 Labelled = Mapping[Node, Any]
@@ -46,6 +49,9 @@ def couple(
         if (type(module), "attribute") in couplings:
             for one, other in _of_one_attribute(module, arrays.get(path, ())):
                 space.tie(one, other)
+        if (type(module), "input") in couplings:
+            for axes, given in _of_one_input(path, graphs, labels):
+                space.tie(space.product(axes).ravel(), given)
 
 
 def couplable(
@@ -54,6 +60,7 @@ def couplable(
     """For every module that may have to be coupled, by its path, how."""
     found: dict[str, list[Coupling]] = defaultdict(list)
     merging = {module_path(node) for graph in graphs for node, _ in _products(space, graph, labels)}
+    shaping = {module_path(node) for graph in graphs for node in graph.nodes if op_name(node) in _SIZED}
     arrays = sized_arrays(model, graphs, labels)
     for path, module in model.named_modules():
         if path in merging:
@@ -61,6 +68,9 @@ def couplable(
         pairs = _of_one_attribute(module, arrays.get(path, ()))
         if any((components.of[one] != components.of[other]).any() for one, other in pairs):
             found[path].append((type(module), "attribute"))
+        tied = _of_one_input(path, graphs, labels) if path in shaping else ()
+        if any(len(axes) > 1 or (components.of[axes[0]] != components.of[given]).any() for axes, given in tied):
+            found[path].append((type(module), "input"))
     return found
 
 
@@ -101,6 +111,33 @@ def _of_one_attribute(module: nn.Module, arrays: Iterable[Channels]) -> Iterator
             by_size[len(channels)].append(channels)
     for alike in by_size.values():
         yield from pairwise(alike)
+
+
+def _of_one_input(
+    path: str, graphs: Iterable[Graph], labels: Labelled
+) -> Iterator[tuple[Sequence[Channels], Channels]]:
+    """(One dimension, or two that stand side by side, of what a module's own calls with explicit sizes return; a
+    dimension of as many channels of what the module is given)."""
+    for graph in graphs:
+        inside = [node for node in graph.nodes if _within(node, path)]
+        given = {used for node in inside for used in node.all_input_nodes if not _within(used, path)}
+        given -= graph.state.keys()
+        widths = {len(channels): channels for node in given for channels in _arrays(labels, node).values()}
+        for node in inside:
+            if module_path(node) == path and op_name(node) in _SIZED:
+                for axes in _axes(labels, node):
+                    if (count := math.prod(map(len, axes))) in widths:
+                        yield axes, widths[count]
+
+
+def _axes(labels: Labelled, node: Node) -> Iterator[Sequence[Channels]]:
+    """The dimensions of what a call returns, of all of its parts: each, and each with the next one."""
+    found = labels.get(node, {})
+    for part in found if isinstance(found, list) else [found]:
+        for dim in part:
+            yield [part[dim]]
+            if dim + 1 in part:
+                yield [part[dim], part[dim + 1]]
 
 
 def _products(space: Space, graph: Graph, labels: Labelled) -> Iterator[tuple[Node, Channels]]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from secateur.core.device import Moved, update
 from secateur.core.errors import DataError, ModelError, SecateurError
+from secateur.core.modes import modes_kept
 from secateur.core.progress import track
 from secateur.core.task import Batch, Task, Workload
 
@@ -94,14 +95,9 @@ def task_losses(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode and without gradients; each module's own mode is restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        yield model
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], tasks: Iterable[Task], label: str = "") -> dict[str, float]:

@@ -155,3 +155,36 @@ def test_tracing_changes_nothing_of_the_model() -> None:
         assert vars(module).keys() == state[path].keys()
         assert module.training
         assert not module._forward_hooks
+
+
+class Remembers(nn.Module):
+    """Biases for each pair of tokens, made once in evaluation and kept until training begins (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.q, self.proj = 3, nn.Linear(4, 12), nn.Linear(12, 2)
+        self.biases, self.kept = nn.Parameter(torch.randn(3, 1, 5)), list[Tensor]()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self.kept = []
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        heads = self.q(x).view(b, n, self.heads, -1).transpose(1, 2)
+        if not self.training and not self.kept:
+            self.kept = [self.biases * 2]
+        weights = (heads @ heads.transpose(2, 3) + (self.biases * 2 if self.training else self.kept[0])).softmax(-1)
+        return self.proj((weights @ heads).transpose(1, 2).reshape(b, n, -1))
+
+
+def test_what_a_model_keeps_from_evaluation_is_made_anew() -> None:
+    torch.manual_seed(0)
+    model, x = Remembers().eval(), torch.randn(2, 5, 4)
+    before = model(x)
+    groups = trace_quietly(model, x)
+    assert torch.equal(model(x), before), "what tracing left behind is no data"
+    assert [group.channels for group in groups.prunable if any(m.parameter == "biases" for m in group.members)] == [3]
+    keep = random_keep(groups.prunable, 1)
+    assert_same(outputs(groups.cut(keep), x), masked_outputs(groups, keep, x))

@@ -140,6 +140,47 @@ class ScaleFromWidth(Block):
         return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
 
 
+class Shortened(nn.Module):
+    """Keys see every second token (SegFormer): the width of what comes out is taken from what went in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.proj = nn.Conv1d(STREAM, STREAM, 2, 2), nn.Linear(STREAM, STREAM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, c = x.shape
+        short = self.reduce(x.transpose(1, 2)).reshape(b, c, -1).transpose(1, 2)
+        return self.proj(x @ short.transpose(1, 2) @ short)
+
+
+class Gated(nn.Module):
+    """Parts of one projection, split off by the width of the input, and a gate (FocalNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split, self.proj = nn.Linear(STREAM, 2 * STREAM + 1), nn.Linear(STREAM, STREAM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = x.shape[-1]
+        q, context, gate = torch.split(self.split(x), (c, c, 1), -1)
+        return self.proj(q * context.mean(1, keepdim=True) * gate)
+
+
+class Windows(Block):
+    """Heads of windows (VOLO): neither they nor what is merged again are as wide as the input, but one head is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = nn.Linear(STREAM, STREAM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        windows = F.unfold(self.v(x).transpose(1, 2)[..., None], (3, 1), padding=(1, 0))
+        heads = windows.reshape(b, self.heads, c // self.heads, 3, n).relu()
+        whole = F.fold(heads.reshape(b, c * 3, n), (n, 1), (3, 1), padding=(1, 0))
+        return self.proj(whole[..., 0].transpose(1, 2))
+
+
 class Around(nn.Module):
     def __init__(self, kind: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -158,6 +199,9 @@ PRUNABLE = {
     Pairs: [15, 5],
     Casting: [15, 8],
     ScaleFromWidth: [],
+    Shortened: [15],
+    Gated: [15],
+    Windows: [3, 5],
 }
 """Channels of the groups that can be cut."""
 
