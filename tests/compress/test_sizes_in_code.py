@@ -145,12 +145,13 @@ class Shortened(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.reduce, self.proj = nn.Conv1d(STREAM, STREAM, 2, 2), nn.Linear(STREAM, STREAM)
+        self.reduce, self.q, self.k = nn.Conv1d(STREAM, STREAM, 2, 2), nn.Linear(STREAM, 7), nn.Linear(STREAM, 7)
+        self.v, self.proj = nn.Linear(STREAM, 6), nn.Linear(6, STREAM)
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, c = x.shape
         short = self.reduce(x.transpose(1, 2)).reshape(b, c, -1).transpose(1, 2)
-        return self.proj(x @ short.transpose(1, 2) @ short)
+        return self.proj((self.q(x) @ self.k(short).transpose(1, 2)).softmax(-1) @ self.v(short))
 
 
 class Gated(nn.Module):
@@ -199,7 +200,7 @@ PRUNABLE = {
     Pairs: [15, 5],
     Casting: [15, 8],
     ScaleFromWidth: [],
-    Shortened: [15],
+    Shortened: [15, 7, 6],
     Gated: [15],
     Windows: [3, 5],
 }
@@ -219,6 +220,13 @@ def test_what_can_be_cut_is_found(case: tuple[type, ChannelGroups, Tensor]) -> N
     kind, groups, _ = case
     assert sorted(group.channels for group in groups.prunable) == sorted(PRUNABLE[kind])
     assert all(group.why_not for group in groups.values() if not group.prunable)
+
+
+def test_widths_taken_from_the_input_leave_no_layer_whole(case: tuple[type, ChannelGroups, Tensor]) -> None:
+    kind, groups, _ = case
+    if kind in (Shortened, Gated, Windows):
+        reasons = {group.why_not for group in groups.values() if not group.prunable}
+        assert reasons <= {"output of the model", "broadcast from a single channel (mul in block)"}, kind
 
 
 @pytest.mark.parametrize("seed", range(4))
