@@ -5,7 +5,7 @@
 
 An attribute counts channels when its value is the size of a labelled dimension in a call that its module's own code
 makes with explicit sizes. That is a guess; trial cuts verify it. Attributes that the code only compares with each other
-(`if self.dim != self.dim_out: x = self.proj(x)`) are left alone: two that a cut makes equal would change what is run.
+or with numbers (`if self.dim != self.dim_out: x = self.proj(x)`) are left alone: a cut would change what is run.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _class_attributes(kind: Any) -> dict[str, Any]:
 
 @functools.cache
 def _only_compared(kind: Any) -> frozenset[str]:
-    """Attributes that a class's methods, but for its constructor, read only to compare them with each other."""
+    """Attributes that a class's methods, but for its constructor, read only to compare them with each other or with
+    numbers."""
     compared: set[str] = set()
     elsewhere: set[str] = set()
     for base in _users(kind):
@@ -123,11 +124,11 @@ def _is_own(node: ast.AST, owner: str) -> TypeGuard[ast.Attribute]:
 
 
 def _sides(node: ast.AST, own: Collection[ast.Attribute]) -> list[ast.expr]:
-    """Both sides of `self.a != self.b`; nothing of anything else."""
+    """Both sides of `self.a != self.b` or `self.a != 1`; nothing of anything else."""
     if not isinstance(node, ast.Compare):
         return []
     sides = [node.left, *node.comparators]
-    return sides if all(side in own for side in sides) else []
+    return sides if all(side in own or isinstance(side, ast.Constant) for side in sides) else []
 
 
 def _users(kind: Any) -> list[Any]:

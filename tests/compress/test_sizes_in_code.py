@@ -308,6 +308,31 @@ def test_widths_that_a_cut_makes_equal_take_no_other_branch() -> None:
     assert_same(masked_outputs(groups, keep, x), outputs(small, x))
 
 
+class Expanding(nn.Module):
+    """Expands only where its ratio is not one, as blocks of EfficientNets do; the ratio is also the squeezed width."""
+
+    def __init__(self, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.expand, self.squeeze, self.out = nn.Linear(4, 4 * ratio), nn.Linear(4 * ratio, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        if self.ratio != 1:
+            x = self.expand(x)
+        return self.out(self.squeeze(x).reshape(b, n, -1))
+
+
+def test_a_ratio_is_no_width() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), Expanding(6), nn.Linear(4, 2)).eval(), torch.randn(2, 5, 3)
+    groups = trace(model, x)
+    keep = {"1.squeeze": [2]}
+    small = groups.cut(keep)
+    assert (small[1].squeeze.out_features, small[1].ratio) == (1, 6)
+    assert_same(masked_outputs(groups, keep, x), outputs(small, x))
+
+
 class Standardised(nn.Conv2d):
     """Weights of mean 0 and variance 1 over what each filter reads, as NFNets have them."""
 
