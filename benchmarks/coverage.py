@@ -3,14 +3,15 @@
     python benchmarks/coverage.py                       # all 154 models, in an environment with torchvision and timm
     python benchmarks/coverage.py --only swin,vit_tiny  # names that start with these
     python benchmarks/coverage.py --resume              # skip what stands in the results already
+    python benchmarks/coverage.py --repositories        # segmentation_models_pytorch, transformers, monai, ultralytics
 
 The models are those of the peer's sweep (results/torch_pruning_sweep.jsonl: torch-pruning 1.6, half of the channels at
 once, on a machine like this one), with random weights. Per model: whether it traces, its groups, the share of its
 parameter elements that some prunable group can remove, whether the model with half of the channels of *every* prunable
 group cut, and again with random shares of all groups cut, gives what the masked model gives (channels drawn at random,
 other than the trial cut's), and the processor seconds spent. Models run in a worker process that is killed after eight
-minutes of processor time.
-Writes benchmarks/results/coverage.json.
+minutes of processor time. With `--repositories` they are those of repositories.py, which the peer was not run on.
+Writes benchmarks/results/coverage.json, or coverage_repositories.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from repositories import repositories
 
 HERE = Path(__file__).parent
 PEER = HERE / "results" / "torch_pruning_sweep.jsonl"
@@ -51,23 +54,26 @@ def build(library: str, name: str) -> Any:
         import torchvision
 
         return torchvision.models.get_model(name, weights=None)
-    import timm
+    if library == "timm":
+        import timm
 
-    return timm.create_model(name, pretrained=False)
+        return timm.create_model(name, pretrained=False)
+    return repositories()[library, name][0]()
 
 
-def example(model: Any, library: str) -> Any:
+def example(model: Any, library: str, name: str) -> Any:
     """A batch of two images, the smallest that the model takes."""
     import torch
 
     own = 224 if library == "tv" else getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]
-    for size in SIZES:
+    sizes = SIZES if library in ("tv", "timm") else (repositories()[library, name][1],)
+    for size in sizes:
         inputs = torch.randn(2, 3, size or own, size or own)
         try:
             with torch.no_grad():
                 model(inputs)
         except Exception:  # sizes are asserted in many ways
-            if size is None:
+            if size == sizes[-1]:
                 raise
         else:
             return inputs
@@ -85,7 +91,7 @@ def examine(library: str, name: str) -> Row:
 
     torch.manual_seed(0)
     model = lively(build(library, name)).eval()
-    inputs = example(model, library)
+    inputs = example(model, library, name)
     start = time.process_time()
     try:
         graphs, training = capture_tasks(model, inputs, ()), training_graphs(model, inputs, ())
@@ -228,14 +234,14 @@ def line(library: str, name: str, row: Row, theirs: str) -> str:
 def summary(rows: dict[str, Row]) -> Row:
     """The figures of the docs."""
     result: Row = {}
-    for library in ("tv", "timm"):
+    for library in dict.fromkeys(name.partition("/")[0] for name in rows):
         own = [row for name, row in rows.items() if name.startswith(f"{library}/")]
         good = [row for row in own if row["outcome"] == "ok"]
         result[library] = {
             "models": len(own),
             "outcomes": dict(collections.Counter(row["outcome"] for row in own)),
             "mean_share": round(sum(row["share"] for row in good) / max(len(good), 1), 4),
-            "peer_ok": sum(row["peer"] == "OK" for row in own),
+            **({"peer_ok": sum(row["peer"] == "OK" for row in own)} if library in ("tv", "timm") else {}),
         }
     return result
 
@@ -244,7 +250,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names that start with one of these, separated by commas")
     parser.add_argument("--resume", action="store_true", help="skip the models that have a row already")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--repositories", action="store_true", help="the models of repositories.py instead")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
@@ -252,8 +259,9 @@ def main() -> None:
     from secateur.core import machine
     from secateur.core.files import write_json
 
-    theirs = peer()
-    before = json.loads(asked.output.read_text())["models"] if asked.output.exists() else {}
+    theirs = dict.fromkeys(repositories(), "") if asked.repositories else peer()
+    output = asked.output or (RESULTS.with_stem("coverage_repositories") if asked.repositories else RESULTS)
+    before = json.loads(output.read_text())["models"] if output.exists() else {}
     prefixes = tuple(filter(None, asked.only.split(",")))
     wanted = [key for key in sorted(theirs) if not prefixes or key[1].startswith(prefixes)]
     rows: dict[str, Row] = before if asked.resume or prefixes else {}
@@ -262,10 +270,11 @@ def main() -> None:
     heads = f"{'groups':>9} {'share':>8} {'cut to':>8} {'off':>9} export groups  trial  peer"
     print(f"{'':5} {'model':32} {'outcome':16} {heads}")
     for key, row in run(wanted):
-        rows["/".join(key)] = row | {"peer": theirs[key]}
+        rows["/".join(key)] = row | ({} if asked.repositories else {"peer": theirs[key]})
         print(line(*key, row, theirs[key]), flush=True)
-        document = {"command": "python benchmarks/coverage.py", "machine": machine.describe(), "summary": summary(rows)}
-        write_json(asked.output, document | {"models": dict(sorted(rows.items()))})
+        command = f"python benchmarks/coverage.py{' --repositories' if asked.repositories else ''}"
+        document = {"command": command, "machine": machine.describe(), "summary": summary(rows)}
+        write_json(output, document | {"models": dict(sorted(rows.items()))})
     print(json.dumps(summary(rows), indent=2))
 
 

@@ -67,6 +67,23 @@ class PositionTable(Block):
         return self.proj(x.transpose(1, 2).reshape(b, n, c))
 
 
+class KeyWithoutBias(Block):
+    """The bias of the keys is set to zero in a copy of that of q, k and v (torchvision's Swin v2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(STREAM, 3 * STREAM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        bias = self.qkv.bias.clone()
+        third = bias.numel() // 3
+        bias[third : 2 * third].zero_()
+        q, k, v = F.linear(x, self.qkv.weight, bias).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        x = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(b, n, -1))
+
+
 class OneAttribute(nn.Module):
     """Each head has a projection of its own, and `key` counts the channels of q and k in all of them."""
 
@@ -195,6 +212,7 @@ class Around(nn.Module):
 PRUNABLE = {
     Apart: [3, 5],
     PositionTable: [3, 5],
+    KeyWithoutBias: [15, 3, 5],
     OneAttribute: [15, 3, 6],
     ListOfSizes: [15, 8],
     Pairs: [15, 5],

@@ -11,7 +11,7 @@ from secateur.compress.dataflow.space import Channels
     "feature_dropout", "alpha_dropout", "native_dropout", "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid",
     "silu", "mish", "gelu", "elu", "selu", "celu", "leaky_relu", "softplus", "logsigmoid", "log_sigmoid", "rrelu",
     "masked_fill", "where", "zeros_like", "ones_like", "full_like", "type_as", "float", "half", "square", "clamp",
-    "clamp_min", "clamp_max", "addcmul", "addcdiv", "fill", "copy", "softshrink", "hardshrink", "threshold",
+    "clamp_min", "clamp_max", "addcmul", "addcdiv", "fill", "zero", "copy", "softshrink", "hardshrink", "threshold",
     "randn_like", "rand_like", "real", "imag", "conj", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def pointwise(op: Op) -> Labels:
