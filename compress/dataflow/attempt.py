@@ -145,14 +145,15 @@ def codes(groups: Sequence[ChannelGroup]) -> dict[str, int]:
     return {group.name: kinds[kind_of(group)] for group in groups}
 
 
-def kind_of(group: ChannelGroup) -> tuple[tuple[str, int, str, int], ...]:
-    """What groups of repeated blocks have in common: members but for numbers in their names."""
+def kind_of(group: ChannelGroup) -> tuple[tuple[str, int, str, tuple[int, ...]], ...]:
+    """What groups of repeated blocks have in common: members but for numbers in their names, and where in them the
+    first channel sits, which tells heads from their width."""
     return tuple(
         (
             ".".join(part for part in member.parameter.split(".") if not part.isdigit()),
             member.dim,
             member.role,
-            member.index.shape[1],
+            tuple((member.index[0] - member.index[0, 0]).tolist()),
         )
         for member in group.members
     )

@@ -14,9 +14,10 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -42,6 +43,8 @@ _OWN = (_ConvNd, nn.Linear, _NormBase, nn.Embedding, nn.PReLU)
 """Layers whose size attributes follow from their tensors."""
 
 Size = int | list[int]
+Candidates = list[tuple[int, Index]]
+"""Arrays of one size, each with how many others of that size stand before it in the same tensor."""
 Parts = dict[tuple[int, ...], dict[int, Index]]
 """A list of sizes → its places → the components that they count."""
 
@@ -168,31 +171,34 @@ def first_paths(model: nn.Module) -> dict[str, str]:
     return {path: first[module] for path, module in model.named_modules(remove_duplicate=False)}
 
 
-def sized_arrays(model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any]) -> dict[str, list[Channels]]:
-    """For every module, by the first of its paths, the channels of the dimensions that its own calls give sizes for."""
-    found: dict[str, list[Channels]] = defaultdict(list)
+def sized_tensors(
+    model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any]
+) -> dict[str, list[list[Channels]]]:
+    """For every module, by the first of its paths, the tensors of its own calls that are told sizes: the channels of
+    their dimensions."""
+    found: dict[str, list[list[Channels]]] = defaultdict(list)
     canonical = first_paths(model)
     for graph in graphs:
         for node in graph.nodes:
             if op_name(node) in SIZED:
                 path = module_path(node)
-                found[canonical.get(path, path)] += _arrays(node, labels)
+                found[canonical.get(path, path)] += _tensors(node, labels)
     return found
 
 
-def _arrays(node: Node, labels: Mapping[Node, Any]) -> Iterator[Channels]:
+def _tensors(node: Node, labels: Mapping[Node, Any]) -> Iterator[list[Channels]]:
     """Results first: their sizes are what the code says."""
     result = labels.get(node, {})
     for part in result if isinstance(result, list) else [result]:
-        yield from part.values()
+        yield [part[dim] for dim in sorted(part)]
     for used in node.all_input_nodes:
-        if isinstance(labels.get(used), dict):
-            yield from labels[used].values()
+        if isinstance(found := labels.get(used), dict):
+            yield [found[dim] for dim in sorted(found)]
     if op_name(node) == "slice" and len(node.args) > 2 and isinstance(node.args[2], int):
         source, dim, start = node.args[:3]
         before = labels.get(source, {}).get(int(dim) % len(shape(node)))  # type: ignore[arg-type]
         if before is not None and 1 < start < len(before):  # type: ignore[operator]
-            yield before[:start]
+            yield [before[:start]]
 
 
 def bindings(
@@ -201,8 +207,8 @@ def bindings(
     """The attributes that count channels which may be cut."""
     cuttable, parts = _cuttable(components), _listed_parts(model, graphs, labels, components)
     arrays = {
-        path: _by_size([components.of[channels] for channels in found], cuttable)
-        for path, found in sized_arrays(model, graphs, labels).items()
+        path: _by_size([[components.of[channels] for channels in tensor] for tensor in found], cuttable)
+        for path, found in sized_tensors(model, graphs, labels).items()
     }
     found: list[Binding] = []
     for path, module in model.named_modules():
@@ -218,7 +224,7 @@ def bindings(
 
 
 def _bind(
-    path: str, module: nn.Module, arrays: Mapping[int, list[Index]], parts: Parts | None = None
+    path: str, module: nn.Module, arrays: Mapping[int, Candidates], parts: Parts | None = None
 ) -> Iterator[Binding]:
     """The attributes of one module: whole lists of sizes that a call splits by first; entries of other lists only where
     `parts` are given."""
@@ -235,7 +241,7 @@ def _bind(
             yield Binding(path, name, None, _fitting(name, arrays[size]))
         elif parts is not None and size not in scalars:
             candidates = arrays[size]
-            yield Binding(path, name, place, candidates[min(met[name, size], len(candidates) - 1)])
+            yield Binding(path, name, place, candidates[min(met[name, size], len(candidates) - 1)][1])
             met[name, size] += 1
 
 
@@ -262,19 +268,28 @@ def _listed_parts(
     return found
 
 
-def _fitting(name: str, candidates: list[Index]) -> Index:
+_WIDTHS = ("dim", "size", "width", "channel", "d_")
+"""What the name of an attribute has in it that counts channels, rather than heads or groups of them."""
+
+
+def _fitting(name: str, candidates: Candidates) -> Index:
     """Of several dimensions of one size, heads come before their width in every layout that is written."""
-    return candidates[-1] if len(candidates) == 2 and "head" in name and "dim" in name else candidates[0]
+    place, behind = candidates[-1]
+    return behind if place and any(word in name for word in _WIDTHS) else candidates[0][1]
 
 
-def _by_size(arrays: list[Index], cuttable: Index) -> dict[int, list[Index]]:
-    """Distinct arrays of channels that may be cut, by size."""
-    distinct = {array.tobytes(): array for array in reversed(arrays) if len(array) > 1}
-    found: dict[int, list[Index]] = defaultdict(list)
-    for array in reversed(distinct.values()):
-        if np.isin(array, cuttable).any():
-            found[len(array)].append(array)
-    return found
+def _by_size(tensors: Iterable[Sequence[Index]], cuttable: Index) -> dict[int, Candidates]:
+    """Distinct arrays of channels that may be cut, by size: those that stand behind others of their size come last."""
+    found: dict[int, dict[bytes, tuple[int, Index]]] = defaultdict(dict)
+    for tensor in tensors:
+        met: Counter[int] = Counter()
+        for array in tensor:
+            size = len(array)
+            if size > 1 and np.isin(array, cuttable).any():
+                place, _ = found[size].get(array.tobytes(), (0, array))
+                found[size][array.tobytes()] = max(place, met[size]), array
+            met[size] += 1
+    return {size: sorted(own.values(), key=itemgetter(0)) for size, own in found.items()}
 
 
 def _cuttable(components: Components) -> Index:

@@ -14,7 +14,7 @@ return to what comes in.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.fx import Node
 
-from secateur.compress.dataflow.attributes import integers, sized_arrays
+from secateur.compress.dataflow.attributes import integers, sized_tensors
 from secateur.compress.dataflow.space import Channels, Components, Space
 from secateur.profiles.graph import Graph, module_path, op_name
 
@@ -44,10 +44,10 @@ def couple(
         if (type(module), "outside") in couplings:
             for graph in graphs:
                 _tie_outside(space, path, graph, labels)
-    arrays = sized_arrays(model, graphs, labels)
+    tensors = sized_tensors(model, graphs, labels)
     for path, module in model.named_modules():
         if (type(module), "attribute") in couplings:
-            for one, other in _of_one_attribute(module, arrays.get(path, ())):
+            for one, other in _of_one_attribute(module, tensors.get(path, ())):
                 space.tie(one, other)
         if (type(module), "input") in couplings:
             for axes, given in _of_one_input(path, graphs, labels):
@@ -61,11 +61,11 @@ def couplable(
     found: dict[str, list[Coupling]] = defaultdict(list)
     merging = {module_path(node) for graph in graphs for node, _ in _products(space, graph, labels)}
     shaping = {module_path(node) for graph in graphs for node in graph.nodes if op_name(node) in _SIZED}
-    arrays = sized_arrays(model, graphs, labels)
+    tensors = sized_tensors(model, graphs, labels)
     for path, module in model.named_modules():
         if path in merging:
             found[path].append((type(module), "outside"))
-        pairs = _of_one_attribute(module, arrays.get(path, ()))
+        pairs = _of_one_attribute(module, tensors.get(path, ()))
         if any((components.of[one] != components.of[other]).any() for one, other in pairs):
             found[path].append((type(module), "attribute"))
         tied = _of_one_input(path, graphs, labels) if path in shaping else ()
@@ -102,15 +102,20 @@ def _tie_outside(space: Space, path: str, graph: Graph, labels: Labelled) -> Non
                     space.tie(space.product([heads, width]).ravel(), merged[len(heads) * len(width)])
 
 
-def _of_one_attribute(module: nn.Module, arrays: Iterable[Channels]) -> Iterator[tuple[Channels, Channels]]:
-    """Pairs of dimensions of one size, where an attribute of the module is of that size."""
+def _of_one_attribute(module: nn.Module, tensors: Iterable[Sequence[Channels]]) -> Iterator[tuple[Channels, Channels]]:
+    """Pairs of dimensions of one size, where an attribute of the module is of that size. Where a tensor has several of
+    them (as many heads as each is wide), each goes with those in its own place."""
     sizes = {size for *_, size in integers(module)}
-    by_size: dict[int, list[Channels]] = defaultdict(list)
-    for channels in arrays:
-        if len(channels) in sizes:
-            by_size[len(channels)].append(channels)
-    for alike in by_size.values():
-        yield from pairwise(alike)
+    alike: dict[tuple[int, int], list[Channels]] = defaultdict(list)
+    for tensor in tensors:
+        met: Counter[int] = Counter()
+        for channels in tensor:
+            size = len(channels)
+            if size in sizes:
+                alike[size, met[size]].append(channels)
+                met[size] += 1
+    for dimensions in alike.values():
+        yield from pairwise(dimensions)
 
 
 def _of_one_input(

@@ -101,6 +101,22 @@ class OneAttribute(nn.Module):
         return self.proj(torch.cat(found, -1))
 
 
+class Square(nn.Module):
+    """As many heads as each is wide; one attribute says how wide those of q, k and v are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.q, self.k, self.v = (nn.Linear(STREAM, 16) for _ in range(3))
+        self.proj = nn.Linear(16, STREAM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.width)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
+        return self.proj(x.reshape(*x.shape[:2], -1))
+
+
 class ListOfSizes(nn.Module):
     """A list of sizes to split by beside an attribute of the same value."""
 
@@ -214,6 +230,7 @@ PRUNABLE = {
     PositionTable: [3, 5],
     KeyWithoutBias: [15, 3, 5],
     OneAttribute: [15, 3, 6],
+    Square: [15, 4, 4],
     ListOfSizes: [15, 8],
     Pairs: [15, 5],
     Casting: [15, 8],
