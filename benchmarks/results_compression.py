@@ -270,3 +270,18 @@ def coverage(document: Document) -> list[str]:
         *table(("models", "tried", "masked == cut", "of the parameters prunable", "peer"), rows), "",
         goal("zero wrong models, zero crashes", right),
     ]  # fmt: skip
+
+
+@section("Channel groups of models of other repositories", "coverage_repositories.json")
+def repositories(document: Document) -> list[str]:
+    rows, right = [], True
+    for name, found in document["summary"].items():
+        good = found["outcomes"].get("ok", 0)
+        right = right and good == found["models"]
+        rows.append((name, found["models"], good, pct(found["mean_share"])))
+    return [
+        *table(("repository", "tried", "masked == cut", "of the parameters prunable"), rows), "",
+        "Parameters that no output depends on (deep stages of an encoder of which a decoder reads the first ones) count "
+        "as not prunable; `--remove-dead` takes them out.", "",
+        goal("zero wrong models, zero crashes", right),
+    ]  # fmt: skip
