@@ -281,7 +281,7 @@ def repositories(document: Document) -> list[str]:
         rows.append((name, found["models"], good, pct(found["mean_share"])))
     return [
         *table(("repository", "tried", "masked == cut", "of the parameters prunable"), rows), "",
-        "Parameters that no output depends on (deep stages of an encoder of which a decoder reads the first ones) count "
-        "as not prunable; `--remove-dead` takes them out.", "",
+        "Parameters that no output depends on (deep stages of an encoder of which a decoder reads the first ones) "
+        "count as not prunable; `--remove-dead` takes them out.", "",
         goal("zero wrong models, zero crashes", right),
     ]  # fmt: skip
