@@ -49,9 +49,6 @@ class Attempts:
         self._codes = codes([groups[name] for name in groups.sized_in_code])
         self._found: dict[frozenset[str], Failure | None] = {}
 
-    def all(self) -> Failure | None:
-        return self([group.name for group in self._groups.prunable])
-
     def __call__(self, names: Sequence[str]) -> Failure | None:
         """What goes wrong when every named group is cut, to about half or to one channel; None when nothing does."""
         key = frozenset(names)

@@ -3,7 +3,7 @@
 The graph shows the sizes of one trace; a user's code may hold some of them as constants (`x.split(16, 1)`,
 `x.view(b, 8, 64)`) or take them from another tensor's shape. All groups are cut in a copy at once; where its forward
 fails inside a module whose code may take one size from another, those sizes are tied in modules of that class (see
-`coupling`); what still fails is found by halving, and kept whole.
+`coupling`); where that does not help, what fails is found by halving, and kept whole.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ Walk = Callable[[Collection[Coupling]], ChannelGroups]
 def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
     """The groups, with those that a trial cut proves unusable marked not prunable, and why; and the dead modules
     that a trial shows to be removable."""
-    groups, attempts = _coupled(walk, inputs, tasks)
-    bad = _culprits(groups, attempts)
+    groups, bad = _coupled(walk, inputs, tasks)
     settled = [
         replace(group, why_not=f"a trial cut failed: {bad[group.name]}") if group.name in bad else group
         for group in groups.values()
@@ -38,17 +37,23 @@ def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
     return groups.settled(Groups(settled), removable)
 
 
-def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, Attempts]:
-    """Couple module classes while the trial of all groups fails inside a class that is not coupled yet."""
+def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, dict[str, str]]:
+    """The groups, with module classes coupled while a trial fails inside of one that is not yet; and those that fail
+    however classes are coupled, with the reason."""
     couplings: set[Coupling] = set()
     while True:
-        groups = walk(couplings)
+        groups, bad = walk(couplings), dict[str, str]()
         attempts = Attempts(groups, inputs, tasks)
-        failure = attempts.all()
-        more = _coupling(groups, failure, couplings) if failure else None
-        if more is None:
-            return groups, attempts
-        couplings.add(more)
+        rest = [group.name for group in groups.prunable]
+        while failure := attempts(rest):
+            if more := _coupling(groups, failure, couplings):
+                couplings.add(more)
+                break
+            gone, why = _failing(groups, attempts, rest, failure)
+            bad |= dict.fromkeys(gone, str(why))
+            rest = [name for name in rest if name not in bad]
+        else:
+            return groups, bad
 
 
 def _coupling(groups: ChannelGroups, failure: Failure, couplings: Collection[Coupling]) -> Coupling | None:
@@ -63,20 +68,16 @@ def _coupling(groups: ChannelGroups, failure: Failure, couplings: Collection[Cou
         path = path.rpartition(".")[0]
 
 
-def _culprits(groups: ChannelGroups, attempts: Attempts) -> dict[str, str]:
-    """Groups that fail, with the reason. One that makes the smallest failing beginning of the list fail is found by
-    halving; groups like it in other blocks share its fate unless they pass on their own."""
-    found: dict[str, str] = {}
-    rest = [group.name for group in groups.prunable]
-    while rest and (failure := attempts(rest)):
-        rest = _suspects_first(groups, rest, failure)
-        culprit, why = _first_failing(attempts, rest, failure)
-        alike = [name for name in rest if kind_of(groups[name]) == kind_of(groups[culprit])]
-        others = [name for name in alike if name != culprit]
-        gone = [culprit] if others and attempts(others) is None else alike
-        found |= dict.fromkeys(gone, str(why))
-        rest = [name for name in rest if name not in found]
-    return found
+def _failing(
+    groups: ChannelGroups, attempts: Attempts, names: Sequence[str], failure: Failure
+) -> tuple[list[str], Failure]:
+    """Groups that fail, and why. One that makes the smallest failing beginning of the list fail is found by halving;
+    groups like it in other blocks share its fate unless they pass on their own."""
+    names = _suspects_first(groups, names, failure)
+    culprit, why = _first_failing(attempts, names, failure)
+    alike = [name for name in names if kind_of(groups[name]) == kind_of(groups[culprit])]
+    others = [name for name in alike if name != culprit]
+    return ([culprit] if others and attempts(others) is None else alike), why
 
 
 def _first_failing(attempts: Attempts, names: Sequence[str], failure: Failure) -> tuple[str, Failure]:

@@ -160,7 +160,8 @@ class Casting(Block):
 
 
 class ScaleFromWidth(Block):
-    """Scores are scaled by the width that is found at run time, which a mask does not change: all of it stays."""
+    """Scores are scaled by the width that is found at run time, which a mask does not change: heads go whole, and the
+    stream by as many channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +235,7 @@ PRUNABLE = {
     ListOfSizes: [15, 8],
     Pairs: [15, 5],
     Casting: [15, 8],
-    ScaleFromWidth: [],
+    ScaleFromWidth: [3],
     Shortened: [15, 7, 6],
     Gated: [15],
     Windows: [3, 5],
