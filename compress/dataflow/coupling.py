@@ -6,9 +6,9 @@
     y = self.reduce(x).reshape(b, c, -1)                                     what comes out is as wide as what goes in
 
 Heads cannot be cut there unless the channels of x are cut along. The graph does not show it; when a trial cut fails in
-such a module, the sizes are tied, for all modules of its class: first the width inside to that outside, then, if that
-does not help, the dimensions of one size that an attribute of the module may count, then what calls with explicit sizes
-return to what comes in.
+such a module, the sizes are tied, for all modules of its class, in the way that helps and leaves most places to cut at:
+the dimensions of one size that an attribute of the module may count; what calls with explicit sizes return, to what
+comes in; or the width inside to all of that size outside.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ def couple(
 def couplable(
     model: nn.Module, graphs: Collection[Graph], labels: Labelled, space: Space, components: Components
 ) -> dict[str, list[Coupling]]:
-    """For every module that may have to be coupled, by its path, how."""
+    """For every module that may have to be coupled, by its path, how; what ties least comes first."""
     found: dict[str, list[Coupling]] = defaultdict(list)
     merging = {module_path(node) for graph in graphs for node, _ in _products(space, graph, labels)}
     shaping = {module_path(node) for graph in graphs for node in graph.nodes if op_name(node) in _SIZED}
     tensors = sized_tensors(model, graphs, labels)
     for path, module in model.named_modules():
-        if path in merging:
-            found[path].append((type(module), "outside"))
         pairs = _of_one_attribute(module, tensors.get(path, ()))
         if any((components.of[one] != components.of[other]).any() for one, other in pairs):
             found[path].append((type(module), "attribute"))
         tied = _of_one_input(path, graphs, labels) if path in shaping else ()
         if any(len(axes) > 1 or (components.of[axes[0]] != components.of[given]).any() for axes, given in tied):
             found[path].append((type(module), "input"))
+        if path in merging:
+            found[path].append((type(module), "outside"))
     return found
 
 

@@ -7,7 +7,7 @@ and so do those that make something else than a number of the zeros of a removed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,16 +161,22 @@ def _resized(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _scatter(value: Any, node: Node, kept: list[dict[int, Tensor | None]]) -> Any:
     """Back to full size, zeros where channels are gone."""
     if isinstance(value, (tuple, list)):
-        shapes = [part.shape for part in node.meta["val"]]
-        return type(value)(_spread(part, *rest) for part, *rest in zip(value, shapes, kept, strict=True))
-    return _spread(value, node.meta["val"].shape, kept[0])
+        return type(value)(_spread(part, *rest) for part, *rest in zip(value, node.meta["val"], kept, strict=True))
+    return _spread(value, node.meta["val"], kept[0])
 
 
-def _spread(value: Tensor, full: Any, kept: Mapping[int, Tensor | None]) -> Tensor:
+def _spread(value: Tensor, full: Tensor, kept: Mapping[int, Tensor | None]) -> Tensor:
+    """In the layout that the whole result had: a `view` of it may follow."""
     for dim, index in kept.items():
         if index is None:
             continue
         shape = list(value.shape)
-        shape[dim] = full[dim]
-        value = value.new_zeros(shape).index_copy_(dim, index.to(value.device), value)
+        shape[dim] = full.shape[dim]
+        value = _zeros(value, shape, full.stride()).index_copy_(dim, index.to(value.device), value)
     return value
+
+
+def _zeros(like: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Zeros whose dimensions lie in memory in the order of some strides."""
+    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
+    return like.new_zeros([shape[dim] for dim in order]).permute(*map(order.index, range(len(shape))))

@@ -9,8 +9,10 @@ fails inside a module whose code may take one size from another, those sizes are
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from secateur.compress.channel_map import remove_modules
@@ -38,34 +40,90 @@ def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
 
 
 def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, dict[str, str]]:
-    """The groups, with module classes coupled while a trial fails inside of one that is not yet; and those that fail
-    however classes are coupled, with the reason."""
-    couplings: set[Coupling] = set()
-    while True:
-        groups, bad = walk(couplings), dict[str, str]()
-        attempts = Attempts(groups, inputs, tasks)
-        rest = [group.name for group in groups.prunable]
-        while failure := attempts(rest):
-            if more := _coupling(groups, failure, couplings):
-                couplings.add(more)
-                break
-            gone, why = _failing(groups, attempts, rest, failure)
-            bad |= dict.fromkeys(gone, str(why))
-            rest = [name for name in rest if name not in bad]
+    """The groups, with module classes coupled while a trial fails inside of one for which that helps; and those that
+    fail however classes are coupled, with the reason."""
+    state = _Trial(walk, inputs, tasks, frozenset())
+    bad: dict[str, str] = {}
+    while failure := state.fails(bad):
+        better = _better(state, failure, bad)
+        if better is not None:
+            state, bad = better, {}
         else:
-            return groups, bad
+            gone, why = _failing(state.groups, state.attempts, state.rest(bad), failure)
+            bad |= dict.fromkeys(gone, str(why))
+    return state.groups, bad
 
 
-def _coupling(groups: ChannelGroups, failure: Failure, couplings: Collection[Coupling]) -> Coupling | None:
-    """How to couple the innermost module around a failure for which there is a way left."""
-    path = failure.module
-    while True:
-        for way in groups.couplable.get(path, ()):
-            if way not in couplings:
-                return way
-        if not path:
-            return None
-        path = path.rpartition(".")[0]
+@dataclass
+class _Trial:
+    """The groups of a model with some module classes coupled, and trial cuts of them."""
+
+    walk: Walk
+    inputs: Any
+    tasks: Sequence[str]
+    couplings: frozenset[Coupling]
+
+    def __post_init__(self) -> None:
+        self.groups = self.walk(self.couplings)
+        self.attempts = Attempts(self.groups, self.inputs, self.tasks)
+
+    def rest(self, bad: Collection[str]) -> list[str]:
+        return [group.name for group in self.groups.prunable if group.name not in bad]
+
+    def fails(self, bad: Collection[str]) -> Failure | None:
+        """What goes wrong when all groups are cut but for these."""
+        return self.attempts(self.rest(bad))
+
+    def coupled(self, coupling: Coupling) -> _Trial:
+        return _Trial(self.walk, self.inputs, self.tasks, self.couplings | {coupling})
+
+    @property
+    def reach(self) -> int:
+        """How many dimensions of parameters can be cut."""
+        return len({(member.parameter, member.dim) for group in self.groups.prunable for member in group.members})
+
+    @property
+    def places(self) -> int:
+        """In how many places the model can be cut."""
+        return sum(group.channels for group in self.groups.prunable)
+
+
+def _better(state: _Trial, failure: Failure, bad: Collection[str]) -> _Trial | None:
+    """With another class coupled, the nearest one to the failure for which there is a way left: in the first way that
+    ends this failure and costs no layer and at most half of the places to cut at, or that which costs least."""
+    for ways in _ways(state, failure.module):
+        found: list[tuple[bool, int, int, _Trial]] = []
+        for way in ways:
+            trial = state.coupled(way)
+            ends = not _alike(trial.fails(bad), failure)
+            if ends and trial.reach >= state.reach and 2 * trial.places >= state.places:
+                return trial
+            found.append((ends, trial.reach, trial.places, trial))
+        if found:
+            return max(found, key=itemgetter(0, 1, 2))[3]
+    return None
+
+
+def _ways(state: _Trial, path: str) -> Iterator[list[Coupling]]:
+    """Ways left to couple modules near a path: itself and those around it, innermost first, then what is inside of the
+    two around it, where a wrong shape can come from."""
+    around = [path]
+    while around[-1]:
+        around.append(around[-1].rpartition(".")[0])
+    couplable = state.groups.couplable
+    near = [other for outer in filter(None, around[1:3]) for other in couplable if other.startswith(f"{outer}.")]
+    for places in (*([each] for each in around), near):
+        ways = [way for place in places for way in couplable.get(place, ()) if way not in state.couplings]
+        yield list(dict.fromkeys(ways))
+
+
+def _alike(one: Failure | None, other: Failure) -> bool:
+    """Whether it is the same failure but for the sizes, which no two trials cut alike."""
+    return one is not None and one.module == other.module and _sizeless(one) == _sizeless(other)
+
+
+def _sizeless(failure: Failure) -> str:
+    return re.sub(r"\d+", "0", failure.message)
 
 
 def _failing(

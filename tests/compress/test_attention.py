@@ -33,7 +33,7 @@ from secateur.profiles.count import count
 PRUNABLE: dict[Callable[[], nn.Module], list[int]] = {
     Fused: [24, 4, 6, 4, 6],
     FromOutside: [4, 6],
-    Grouped: [2, 4],
+    Grouped: [24, 2, 4, 2, 4],
     Torch: [4, 6],
     Einsum: [24, 3, 5, 7, 3, 5, 7],
     Recurrent: [24, 10, 10],

@@ -117,6 +117,29 @@ class Square(nn.Module):
         return self.proj(x.reshape(*x.shape[:2], -1))
 
 
+class WidthApart(nn.Module):
+    """Where the split of v is wrong, the tokens become more or fewer (`-1`), and only the module around it notices."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.head_size, self.all_heads = 3, 4, 12
+            self.q, self.k, self.v = (nn.Linear(STREAM, 12) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            shape = (len(x), -1, self.heads, self.head_size)
+            q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            x = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
+            return x.reshape(*x.shape[:2], self.all_heads)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.proj = self.Heads(), nn.Linear(12, STREAM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.attention(x))
+
+
 class ListOfSizes(nn.Module):
     """A list of sizes to split by beside an attribute of the same value."""
 
@@ -232,6 +255,7 @@ PRUNABLE = {
     KeyWithoutBias: [15, 3, 5],
     OneAttribute: [15, 3, 6],
     Square: [15, 4, 4],
+    WidthApart: [15, 3, 4],
     ListOfSizes: [15, 8],
     Pairs: [15, 5],
     Casting: [15, 8],
