@@ -278,22 +278,24 @@ def _fitting(name: str, candidates: Candidates) -> Index:
     return behind if place and any(word in name for word in _WIDTHS) else candidates[0][1]
 
 
-def _by_size(tensors: Iterable[Sequence[Index]], cuttable: Index) -> dict[int, Candidates]:
+def _by_size(tensors: Iterable[Sequence[Index]], cuttable: NDArray[np.bool_]) -> dict[int, Candidates]:
     """Distinct arrays of channels that may be cut, by size: those that stand behind others of their size come last."""
     found: dict[int, dict[bytes, tuple[int, Index]]] = defaultdict(dict)
     for tensor in tensors:
         met: Counter[int] = Counter()
         for array in tensor:
             size = len(array)
-            if size > 1 and np.isin(array, cuttable).any():
+            if size > 1 and cuttable[array].any():
                 place, _ = found[size].get(array.tobytes(), (0, array))
                 found[size][array.tobytes()] = max(place, met[size]), array
             met[size] += 1
     return {size: sorted(own.values(), key=itemgetter(0)) for size, own in found.items()}
 
 
-def _cuttable(components: Components) -> Index:
-    """Components of which some part may be removed."""
+def _cuttable(components: Components) -> NDArray[np.bool_]:
+    """For every component, whether some part of it may be removed."""
     every = np.unique(components.of)
     fixed = np.fromiter(components.why, dtype=np.int64, count=len(components.why))
-    return components.closure(np.setdiff1d(every[~np.isin(every, list(components.pairs))], fixed))
+    found = np.zeros(int(components.of.max(initial=-1)) + 1, dtype=bool)
+    found[components.closure(np.setdiff1d(every[~np.isin(every, list(components.pairs))], fixed))] = True
+    return found
