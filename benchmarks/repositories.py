@@ -117,7 +117,7 @@ def _smp(decoder: str, encoder: str, **options: Any) -> nn.Module:
     import segmentation_models_pytorch
 
     kind = getattr(segmentation_models_pytorch, decoder)
-    return kind(encoder_name=encoder, encoder_weights=None, classes=5, **options)  # type: ignore[no-any-return]
+    return kind(encoder_name=encoder, encoder_weights=None, classes=5, **options)
 
 
 def _transformers(name: str) -> nn.Module:
@@ -131,13 +131,13 @@ def _transformers(name: str) -> nn.Module:
 def _monai(name: str, *args: Any, **options: Any) -> nn.Module:
     import monai.networks.nets
 
-    return getattr(monai.networks.nets, name)(*args, **options)  # type: ignore[no-any-return]
+    return getattr(monai.networks.nets, name)(*args, **options)
 
 
 def _ultralytics(kind: str, name: str) -> nn.Module:
     from ultralytics.nn import tasks
 
-    return getattr(tasks, kind)(f"{name}.yaml", verbose=False).float()  # type: ignore[no-any-return]
+    return getattr(tasks, kind)(f"{name}.yaml", verbose=False).float()
 
 
 def repositories() -> dict[tuple[str, str], tuple[Builder, int]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -268,14 +269,14 @@ def _listed_parts(
     return found
 
 
-_WIDTHS = ("dim", "size", "width", "channel", "d_")
+_WIDTHS = re.compile("dim|size|width|channel|^d_")
 """What the name of an attribute has in it that counts channels, rather than heads or groups of them."""
 
 
 def _fitting(name: str, candidates: Candidates) -> Index:
     """Of several dimensions of one size, heads come before their width in every layout that is written."""
     place, behind = candidates[-1]
-    return behind if place and any(word in name for word in _WIDTHS) else candidates[0][1]
+    return behind if place and _WIDTHS.search(name) else candidates[0][1]
 
 
 def _by_size(tensors: Iterable[Sequence[Index]], cuttable: NDArray[np.bool_]) -> dict[int, Candidates]:

@@ -96,10 +96,9 @@ def _tie_outside(space: Space, path: str, graph: Graph, labels: Labelled) -> Non
                     if len(channels) in merged:
                         space.tie(merged[len(channels)], channels)
         if op_name(node) in _SPLITS and module_path(node) == path:
-            found = _arrays(labels, node)
-            for heads, width in ((found[dim], found[dim + 1]) for dim in found if dim + 1 in found):
-                if len(heads) * len(width) in merged:
-                    space.tie(space.product([heads, width]).ravel(), merged[len(heads) * len(width)])
+            for axes in _axes(labels, node):
+                if len(axes) > 1 and (count := math.prod(map(len, axes))) in merged:
+                    space.tie(space.product(axes).ravel(), merged[count])
 
 
 def _of_one_attribute(module: nn.Module, tensors: Iterable[Sequence[Channels]]) -> Iterator[tuple[Channels, Channels]]:

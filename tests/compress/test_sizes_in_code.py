@@ -118,6 +118,27 @@ def test_running_statistics_go_with_their_own_channels() -> None:
     assert torch.equal(small[0].weight, model[0].weight[[1, 3]])
 
 
+@pytest.mark.parametrize("name", ["head_num", "nhead", "heads"])
+def test_heads_are_counted_by_what_is_called_so(name: str) -> None:
+    """As many heads as each is wide: the size alone does not tell what an attribute counts."""
+
+    class Named(Square):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.width
+            setattr(self, name, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shape = (*x.shape[:-1], getattr(self, name), -1)
+            q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            x = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
+            return self.proj(x.flatten(2))
+
+    torch.manual_seed(1)
+    groups = trace_quietly(Around(Named).eval(), torch.randn(2, TOKENS, 4))
+    assert sorted(group.channels for group in groups.prunable) == [4, 4, 4, 15]
+
+
 class Widening(nn.Module):
     """Compares its widths to know whether the way around needs a projection, as blocks of Hiera do."""
 

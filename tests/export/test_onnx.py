@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -174,3 +175,32 @@ def test_a_failed_export_keeps_the_older_file(tmp_path: Path) -> None:
     with pytest.raises(ExportError):
         to_onnx(Eigenvalues(), workload.select_tasks(["kind"]), path)
     assert path.read_bytes() == b"older"
+
+
+class Keeping(OneConvolution):
+    """Makes a table from a parameter in evaluation, and keeps it until training begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.kept = nn.Parameter(torch.rand(4, 1, 1)), dict[str, Tensor]()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.kept:
+            self.kept["table"] = self.scale * 2
+        return {"depth": self.stem(x) * self.kept["table"]}
+
+
+def test_what_a_model_keeps_from_evaluation_is_made_anew(tmp_path: Path) -> None:
+    model = Keeping().eval()
+    workload = make_workload(model)
+    x = workload.example_input
+    model.kept = {"table": torch.zeros(4, 1, 1)}  # of other parameters
+    path = to_onnx(model, workload, tmp_path / "model.onnx")
+    wanted = (model.stem(x) * model.scale * 2).detach()
+    assert torch.equal(model(x)["depth"], wanted), "what the export left behind is no data"
+    np.testing.assert_allclose(OnnxModel(path, 1).run([x.numpy()])["depth"], wanted, atol=1e-5)
