@@ -145,8 +145,6 @@ def _torch_export(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) 
             f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}",
             "remove control flow that depends on tensor values from forward; --debug shows the whole message",
         ) from error
-    finally:
-        forget(model)  # what is kept now is no data
 
 
 def _batch_dims(args: tuple[Any, ...], dim: Any) -> tuple[Any, ...]:

@@ -168,8 +168,6 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             raise
         except Exception as error:  # torch.export raises errors of many unrelated types
             failures.append(error)
-        finally:
-            forget(model)  # what is kept now is no data
     first = failures[0]
     reason = (str(first).strip().splitlines() or [""])[0][:300]
     raise ModelError(

@@ -20,8 +20,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Drop what modules keep from evaluation until training begins (a table that follows from parameters, say), because
-    it belongs to other parameters, or came from a trace."""
+    """Drop what modules keep from evaluation until training begins (a table that follows from parameters, say): it
+    would be a constant of a trace, and belong to other parameters after a cut."""
     with modes_kept(model):
         training = model.training
         model.train()

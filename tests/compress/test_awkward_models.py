@@ -184,7 +184,7 @@ def test_what_a_model_keeps_from_evaluation_is_made_anew() -> None:
     model, x = Remembers().eval(), torch.randn(2, 5, 4)
     before = model(x)
     groups = trace_quietly(model, x)
-    assert torch.equal(model(x), before), "what tracing left behind is no data"
+    assert torch.equal(model(x), before)
     assert [group.channels for group in groups.prunable if any(m.parameter == "biases" for m in group.members)] == [3]
     keep = random_keep(groups.prunable, 1)
     assert_same(outputs(groups.cut(keep), x), masked_outputs(groups, keep, x))

@@ -202,5 +202,5 @@ def test_what_a_model_keeps_from_evaluation_is_made_anew(tmp_path: Path) -> None
     model.kept = {"table": torch.zeros(4, 1, 1)}  # of other parameters
     path = to_onnx(model, workload, tmp_path / "model.onnx")
     wanted = (model.stem(x) * model.scale * 2).detach()
-    assert torch.equal(model(x)["depth"], wanted), "what the export left behind is no data"
+    assert torch.equal(model(x)["depth"], wanted)
     np.testing.assert_allclose(OnnxModel(path, 1).run([x.numpy()])["depth"], wanted, atol=1e-5)
