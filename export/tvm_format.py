@@ -32,6 +32,8 @@ CROSS = {
 }
 """CPUs other than this machine's: TVM's target, and the compiler that links for it."""
 _AGAIN = "the files may be truncated: export it again"
+_ONE_CORE_EACH = -2
+"""TVM's mode of a thread pool whose threads are bound to one core each, of those that are given."""
 
 
 @register
@@ -218,7 +220,7 @@ class TvmModel(Runtime):
         import tvm
         from tvm import relax
 
-        tvm.get_global_func("runtime.config_threadpool")(1, threads)
+        _thread_pool(threads)
         try:
             library = tvm.runtime.load_module(str(self.path))
             self._main = relax.VirtualMachine(library, tvm.cpu())["main"]
@@ -254,6 +256,19 @@ class TvmModel(Runtime):
             raise TargetUnavailableError(
                 f"{self.path.name} was compiled for a CPU of kind {made.cpu}, this is {here}", "export it again here"
             )
+
+
+def _thread_pool(threads: int) -> None:
+    """Set up TVM's threads, one on each core that this process may use; the thread that calls TVM is left free.
+
+    Left to itself TVM binds the calling thread to the first core of the machine, and for good: other runtimes of the
+    process, and processes started later, would have that one core for all their threads.
+    """
+    import tvm
+
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_EACH, threads, [str(core) for core in cores])
 
 
 def _load(path: Path) -> Any:

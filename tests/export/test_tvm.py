@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,22 @@ def test_a_library_computes_what_torch_computes(kind: type[nn.Module], tmp_path:
     assert made.parity is not None
     assert made.parity.max_abs < 1e-5
     assert made.parity.samples == 6, "every sample, although the library takes one at a time"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the cores of a process are known on Linux")
+@pytest.mark.parametrize("number", [0, -1])
+def test_the_calling_thread_keeps_its_cores(number: int, library: Path) -> None:
+    """TVM itself would bind it to the first core, and all that is run or started later with it."""
+    code = (
+        "import os, sys, numpy as np; from pathlib import Path; from secateur.export.tvm_format import TvmModel\n"
+        "before = os.sched_getaffinity(0); model = TvmModel(Path(sys.argv[1]), 2)\n"
+        "shape, dtype = model._signature.inputs[0]; model.run([np.zeros(shape, dtype)])\n"
+        "assert os.sched_getaffinity(0) == before\n"
+        "assert all(os.sched_getaffinity(int(each)) <= before for each in os.listdir('/proc/self/task'))"
+    )
+    core = sorted(os.sched_getaffinity(0))[number]
+    for cores in ([], ["taskset", "--cpu-list", str(core)]):
+        subprocess.run([*cores, sys.executable, "-c", code, str(library)], check=True)
 
 
 class Shapes(nn.Module):

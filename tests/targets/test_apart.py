@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, save
 from secateur.core.errors import ExportError
 from secateur.targets.apart import Artefact, Process, sample_apart
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 FAST = {"warmup_s": 0.0, "limit_s": 0.1}
 
 
@@ -40,6 +41,18 @@ def test_times_are_those_of_the_work(tmp_path: Path) -> None:
     samples = sample_apart(files, inputs, affinity=sorted(os.sched_getaffinity(0))[:1], **FAST)
     assert len(samples["large"]) == len(samples["small"]) >= 3
     assert np.median(samples["large"]) > 3 * np.median(samples["small"])
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, and Linux to tell where a thread may run")
+def test_threads_that_share_a_call_have_a_core_each(tmp_path: Path) -> None:
+    path = matmul_chain(tmp_path / "m.onnx", 256, 8)
+    with Process("onnx", path, [np.eye(256, dtype=np.float32)], threads=2) as process:
+        threads = Path(f"/proc/{process._child.pid}/task").iterdir()
+        bound = [cores for each in threads if len(cores := os.sched_getaffinity(int(each.name))) == 1]
+        assert len(bound) == 2
+        assert set.intersection(*bound) == set()
+    with Process("onnx", path, [np.eye(256, dtype=np.float32)], threads=1) as process:
+        assert os.sched_getaffinity(process._child.pid) == os.sched_getaffinity(0), "alone it may go where it likes"
 
 
 def test_nothing_else_is_in_the_process() -> None:
