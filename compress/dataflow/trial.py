@@ -33,10 +33,7 @@ def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
         replace(group, why_not=f"a trial cut failed: {bad[group.name]}") if group.name in bad else group
         for group in groups.values()
     ]
-    removable = tuple(path for path in groups.dead if _runs_without(groups, (path,), inputs, tasks))
-    if len(removable) > 1 and not _runs_without(groups, removable, inputs, tasks):
-        removable = ()
-    return groups.settled(Groups(settled), removable)
+    return groups.settled(Groups(settled), _removable(groups, inputs, tasks))
 
 
 def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, dict[str, str]]:
@@ -156,6 +153,14 @@ def _suspects_first(groups: ChannelGroups, names: Sequence[str], failure: Failur
         return not any(member.parameter.startswith(f"{place}.") for member in groups[name].members)
 
     return sorted(names, key=far) if place else list(names)
+
+
+def _removable(groups: ChannelGroups, inputs: Any, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The dead modules that the model runs without: all of them, or those that it runs without one by one."""
+    if not groups.dead or _runs_without(groups, groups.dead, inputs, tasks):
+        return groups.dead
+    alone = tuple(path for path in groups.dead if _runs_without(groups, (path,), inputs, tasks))
+    return alone if _runs_without(groups, alone, inputs, tasks) else ()
 
 
 def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, tasks: Sequence[str]) -> bool:
