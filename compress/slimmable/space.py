@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -46,10 +47,10 @@ class Space:
         return (0,) * len(self.stages)
 
     def uniform(self) -> Iterator[Configuration]:
-        """Configurations in which every stage has the same width, from small to large."""
-        longest = max(len(stage.widths) for stage in self.stages)
-        for index in range(longest):
-            yield tuple(round(index * (len(stage.widths) - 1) / max(longest - 1, 1)) for stage in self.stages)
+        """Configurations in which every stage has the same width, or the next larger one that it has, from small to
+        large."""
+        for width in sorted({width for stage in self.stages for width in stage.widths}):
+            yield tuple(bisect_left(stage.widths, width) for stage in self.stages)
 
     def random(self, draw: np.random.Generator) -> Configuration:
         return tuple(int(draw.integers(len(stage.widths))) for stage in self.stages)

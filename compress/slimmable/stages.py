@@ -1,12 +1,14 @@
 """Stages: which channel groups share one width, found from the graph.
 
 A group belongs to the tasks whose predictions depend on it. Groups of one task form that task's decoder; the others
-form the encoder, one stage for each size of feature map. As this follows the graph and not names, it also holds where
-decoders read each other's features: what several tasks depend on is part of the encoder then.
+form the encoder, one stage for each size of feature map, and where there is attention, one for each of its `parts`. As
+this follows the graph and not names, it also holds where decoders read each other's features: what several tasks depend
+on is part of the encoder then.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from torch.fx import Node
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups
 from secateur.compress.pagcp.sequence import channel_step
+from secateur.compress.slimmable.parts import HEADS, Parts, heads_of, share_within
 from secateur.core.elastic import Stage
 from secateur.core.errors import BudgetError, ModelError
 from secateur.core.predict import takes_task
@@ -66,20 +69,18 @@ def find_stages(groups: ChannelGroups, tasks: Sequence[str], rule: Rule) -> tupl
     Warns:
         UserWarning: widths of a stage that round to the same channels; they count as one.
     """
-    elastic = _elastic(groups, tasks, rule)
+    parts = Parts.of(groups)
+    elastic = _elastic(groups, tasks, rule, parts)
     if not elastic:
         raise ModelError("no channel of the model can change its width", "secateur inspect shows why, group by group")
-    sizes = _sizes(groups, elastic)
-    members: dict[tuple[frozenset[str], object], list[str]] = {}
-    for name, needed in elastic.items():
-        decoder = len(needed) == 1 and len(tasks) > 1
-        size = sizes[name] if not decoder else ()
-        members.setdefault((needed, name if rule.per_group else size), []).append(name)
-    shared = [key for key in members if len(key[0]) > 1 or len(tasks) == 1]
+    members: dict[_Key, list[str]] = {}
+    for name, key in _keys(groups, elastic, tasks, parts, per_group=rule.per_group).items():
+        members.setdefault(key, []).append(name)
+    shared = [key for key in members if _is_shared(key[0], tasks)]
     ordered = [*shared, *(key for task in tasks for key in members if key[0] == {task} and key not in shared)]
     names = _names(ordered, members, shared, rule.per_group)
     stages = [
-        _stage(names[key], tuple(task for task in tasks if task in key[0]), [groups[m] for m in members[key]], rule)
+        _stage(names[key], tuple(t for t in tasks if t in key[0]), [groups[m] for m in members[key]], rule, parts)
         for key in ordered
     ]
     found = tuple(stage for stage in stages if len(stage.widths) > 1)
@@ -111,10 +112,10 @@ def _live(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, tuple[Graph,
     return {task: (graph, ancestors(outputs_of(graph, task))) for task in tasks}
 
 
-def _elastic(groups: ChannelGroups, tasks: Sequence[str], rule: Rule) -> dict[str, frozenset[str]]:
+def _elastic(groups: ChannelGroups, tasks: Sequence[str], rule: Rule, parts: Parts) -> dict[str, frozenset[str]]:
     """Elastic groups in order of computation → the tasks that depend on them."""
     needed = needed_by(groups, tasks)
-    fixed, found = groups.matching(rule.fixed), {}
+    fixed, found = groups.matching(rule.fixed) | (set() if rule.per_group else parts.whole), {}
     for group in groups.prunable:
         own = frozenset(task for member in group.members for task in needed.get(member.parameter, ()))
         if own and group.name not in fixed and not (rule.neck and _is_neck(group, own, needed, groups)):
@@ -152,7 +153,30 @@ def _sizes(groups: ChannelGroups, elastic: Iterable[str]) -> dict[str, tuple[int
     return {name: found.get(name, ()) for name in owner.values()}
 
 
-_Key = tuple[frozenset[str], object]
+_Key = tuple[frozenset[str], object, str]
+"""Tasks, what tells stages of the same tasks apart, and the part of it where it has parts."""
+
+
+def _keys(
+    groups: ChannelGroups,
+    elastic: Mapping[str, frozenset[str]],
+    tasks: Sequence[str],
+    parts: Parts,
+    *,
+    per_group: bool,
+) -> dict[str, _Key]:
+    """The stage of each elastic group."""
+    if per_group:
+        return {name: (needed, name, "") for name, needed in elastic.items()}
+    sizes = _sizes(groups, elastic)
+    places = {name: (needed, sizes[name] if _is_shared(needed, tasks) else ()) for name, needed in elastic.items()}
+    attentive = {places[name] for name in elastic if parts[name] == HEADS and _is_shared(elastic[name], tasks)}
+    return {name: (*place, parts[name] if place in attentive else "") for name, place in places.items()}
+
+
+def _is_shared(needed: frozenset[str], tasks: Sequence[str]) -> bool:
+    """Whether what these tasks need is part of the encoder."""
+    return len(needed) > 1 or len(tasks) == 1
 
 
 def _names(
@@ -162,11 +186,14 @@ def _names(
         return {key: members[key][0] for key in ordered}
     tasks = {key: next(iter(key[0])) for key in ordered if key not in shared}
     prefix = "encoder" if not any(name.startswith("encoder") for name in tasks.values()) else "shared"
-    return {key: tasks.get(key) or f"{prefix}{shared.index(key) + 1}" for key in ordered}
+    places = list(dict.fromkeys(key[:2] for key in shared))
+    numbered = {key: f"{prefix}{places.index(key[:2]) + 1}" for key in shared}
+    return {key: tasks.get(key) or ".".join(filter(None, (numbered[key], key[2]))) for key in ordered}
 
 
-def _stage(name: str, tasks: tuple[str, ...], members: list[ChannelGroup], rule: Rule) -> Stage:
-    channels = {group.name: [rounded(w, group.channels, rule.round_to) for w in rule.widths] for group in members}
+def _stage(name: str, tasks: tuple[str, ...], members: list[ChannelGroup], rule: Rule, parts: Parts) -> Stage:
+    sizes = {group.name: group.channels for group in members}
+    channels = {each: _counts(each, sizes, rule, parts) for each in sizes}
     kept = {tuple(counts): width for *counts, width in zip(*channels.values(), rule.widths, strict=True)}
     if 1 < len(kept) < len(rule.widths):
         listed = ", ".join(f"{width:g}" for width in kept.values())
@@ -175,6 +202,15 @@ def _stage(name: str, tasks: tuple[str, ...], members: list[ChannelGroup], rule:
             stacklevel=4,
         )
     return Stage(name, tasks, tuple(kept.values()), dict(zip(channels, zip(*kept, strict=True), strict=True)))
+
+
+def _counts(name: str, sizes: Mapping[str, int], rule: Rule, parts: Parts) -> list[int]:
+    """The channels of a group at each width of its stage, of whose groups the sizes are given."""
+    if name in sizes.keys() & set(parts.within.values()):
+        return [heads_of(width, sizes[name]) for width in rule.widths]
+    heads = sizes.get(parts.within.get(name, ""), 1)
+    counts = [rounded(share_within(width, heads), sizes[name], rule.round_to) for width in rule.widths]
+    return list(itertools.accumulate(counts, max))
 
 
 def rounded(width: float, channels: int, round_to: int) -> int:

@@ -42,6 +42,69 @@ def test_a_single_task_has_an_encoder_only() -> None:
     assert list(stages("resnet18")) == ["encoder1", "encoder2", "encoder3", "encoder4", "encoder5"]
 
 
+class Attentive(nn.Module):
+    """[N, 5, 8] → [N, 5, 3]: three heads of eight between two residual additions, then an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(8, 24), nn.Linear(24, 3)
+        self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.mlp = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        self.heads = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2))
+        return self.out(x + self.mlp(x))
+
+
+def attentive(**rule: object) -> dict[str, dict[str, tuple[int, ...]]]:
+    groups = trace(Attentive().eval(), torch.randn(2, 5, 8))
+    found = Space.of(groups, ("output",), Rule(**{"widths": (0.25, 0.5, 1.0), "round_to": 1, **rule})).stages
+    return {stage.name: dict(stage.channels) for stage in found}
+
+
+def test_stream_heads_and_what_mlps_hide_have_widths_of_their_own() -> None:
+    """Heads go first, their width makes up the difference: a quarter of three heads of eight is one of six."""
+    assert attentive() == {
+        "encoder1": {"into": (6, 12, 24)},
+        "encoder1.heads": {"qkv#2": (1, 2, 3), "qkv#3": (6, 6, 8)},
+        "encoder1.hidden": {"mlp.0": (12, 24, 48)},
+    }
+
+
+def test_heads_held_at_their_number_become_narrower() -> None:
+    assert attentive(fixed=("qkv#2",))["encoder1.heads"] == {"qkv#3": (2, 4, 8)}
+
+
+def test_every_group_can_have_a_width_of_its_own() -> None:
+    assert attentive(per_group=True) == {
+        name: {name: counts}
+        for name, counts in {
+            "into": (6, 12, 24), "qkv#2": (1, 2, 3), "qkv#3": (2, 4, 8), "mlp.0": (12, 24, 48)
+        }.items()
+    }  # fmt: skip
+
+
+class Shuffle(nn.Module):
+    """[N, 8] → [N, 3]: four sets of six channels, read set by set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sets, self.into, self.out = 4, nn.Linear(8, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.into(x).unflatten(1, (self.sets, -1)).transpose(1, 2).flatten(1))
+
+
+def test_of_other_products_the_larger_factor_changes_its_width() -> None:
+    groups = trace(Shuffle().eval(), torch.randn(2, 8))
+    assert sorted(group.channels for group in groups.prunable) == [4, 6]
+    (stage,) = Space.of(groups, ("output",), Rule((0.5,), round_to=1)).stages
+    assert list(stage.channels.values()) == [(3, 6)]
+
+
 def test_groups_can_be_held_at_full_width() -> None:
     assert "encoder1" in stages("two_heads", fixed=("encoder.1.*",))
     assert stages("two_heads", fixed=("encoder.*",)).keys() == {"segmentation", "depth"}
