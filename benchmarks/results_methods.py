@@ -18,28 +18,37 @@ def slimmable(document: Document) -> list[str]:
         + f"learning rate {first['settings']['lr']:g}.",
         "",
     ]  # fmt: skip
-    ratios, better, searches = [], 0, 0
+    ratios, found, better, searches = [], [], 0, 0
     rows = []
     for run in document["runs"]:
-        volumes = zip(run["hypervolume"]["elastic"], run["hypervolume"]["separate"], strict=True)
-        ratios.append([own / max(theirs, 1e-12) for own, theirs in volumes])
+        volumes = run["hypervolume"]
+        for kind, shares in (("elastic", ratios), ("searched", found)):
+            if kind in volumes:
+                pairs = zip(volumes[kind], volumes["separate"], strict=True)
+                shares.append([own / max(theirs, 1e-12) for own, theirs in pairs])
         for each, choice in zip(run["widths"], run["searched"], strict=True):
-            deltas = [each.get(f"{name}_delta_mtl") for name in ("elastic", "separate", "pagcp")]
+            deltas = [each.get(f"{name}_delta_mtl") for name in ("elastic", "searched", "separate", "pagcp")]
             shown = ("–" if delta is None else f"{delta:+.2f}" for delta in deltas)
             qualities = (f"{choice['uniform']:.3f}", f"{choice['searched']:.3f}")
             rows.append((run["seed"], f"{each['flops'] / 1e6:.1f}", *shown, *qualities))
             better, searches = better + (choice["searched"] >= choice["uniform"] - 1e-9), searches + 1
     least = min(run["flops_range"] for run in document["runs"])
-    worst, means = min(map(min, ratios)), ", ".join(_ratio(each) for each in zip(*ratios, strict=True))
-    head = ("seed", "MFLOPs", "elastic Δ_MTL %", "separate", "PAGCP", "uniform width, quality", "searched")
+    worst, means = min(map(min, ratios)), _means(ratios)
+    head = ("seed", "MFLOPs", "uniform Δ_MTL %", "searched", "separate", "PAGCP", "uniform width, quality", "searched")
     picture = f"slimmable-{document['workload']}.svg"
     drawn = [f"![hypervolume of what the search finds, by budget]({picture})", ""] if (DOCS / picture).exists() else []
     return [
         *lines, *table(head, rows), "", *drawn,
         goal(f"hypervolume ≥ 98 % of separate models within each width's FLOPs ({means})", worst >= 0.98),
+        *([f"- What is searched within those FLOPs, beside them: {_means(found)}."] if found else []),
         goal(f"≥ 16× range of FLOPs from one file ({least:.1f}×)", least >= 16),
         goal(f"what is searched is never worse than a uniform width ({better} of {searches})", better == searches),
     ]  # fmt: skip
+
+
+def _means(shares: Sequence[Sequence[float]]) -> str:
+    """Of each width, the mean over seeds."""
+    return ", ".join(_ratio(each) for each in zip(*shares, strict=True))
 
 
 def _ratio(found: Sequence[float]) -> str:

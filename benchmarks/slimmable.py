@@ -9,8 +9,8 @@ The last is for one that was trained before; at full width, the original stands 
 For every seed: the elastic model is trained, its configurations tabulated; at each uniform width, the model cut to
 that width (channels sorted alike) is fine-tuned by itself for as many epochs, with the original as teacher, and PAGCP
 prunes to as many FLOPs with as much fine-tuning. Judged on test data: the elastic model's uniform widths against
-either (hypervolume of what fits each budget, relative to the original, reference twice as bad), and, on calibration
-data, what the search finds within the FLOPs of each uniform width against that width itself. Writes
+either (hypervolume of what fits each budget, relative to the original, reference twice as bad), and what the search,
+which sees calibration data, finds within the FLOPs of each uniform width. Writes
 benchmarks/results/slimmable-WORKLOAD.json.
 """
 
@@ -39,7 +39,7 @@ from secateur.compress.slimmable.sort import sort_channels
 from secateur.compress.slimmable.tabulate import Judge
 from secateur.core import machine
 from secateur.core.budget import Budget, Tolerance
-from secateur.core.elastic import Chooser, Wish
+from secateur.core.elastic import Choice, Chooser, Wish
 from secateur.core.elastic import Table as ElasticTable
 from secateur.core.files import write_json
 from secateur.core.predict import evaluate
@@ -105,13 +105,21 @@ def one_seed(workload: Workload, options: argparse.Namespace, seed: int) -> dict
             widths[-1][f"{name}_delta_mtl"] = delta_mtl(workload.tasks, before, metrics)
             say(f"seed {seed}, {flops / most:.1%} of FLOPs, {name}: Δ_MTL {widths[-1][f'{name}_delta_mtl']:+.2f} %")
     budgets = [each["flops"] for each in widths]
+    chooser = Chooser(table)
+    choices = [chooser.pick(Wish({"flops": budget}, objective="sum")) for budget in budgets]
+    for each, choice in zip(widths, choices, strict=True):
+        at = choice.configuration
+        each["searched_configuration"] = list(at)
+        each["searched"] = evaluate(elastic.static(at, judge.statistics(at)), workload.test, workload.tasks)
+        each["searched_delta_mtl"] = delta_mtl(workload.tasks, before, each["searched"])
+        say(f"seed {seed}, {each['flops'] / most:.1%} of FLOPs, searched: Δ_MTL {each['searched_delta_mtl']:+.2f} %")
     controlled = control(table, list(np.geomspace(1.2 * budgets[0], most, 6)))
     plot(table, {f"{workload.name}, searched": controlled}, DOCS / f"slimmable-{workload.name}.svg")
     return {
         "seed": seed, "seconds": round(seconds), "settings": settings.as_json(), "original": before, "widths": widths,
-        "hypervolume": volumes(workload, before, widths, ("elastic", *options.peers)),
+        "hypervolume": volumes(workload, before, widths, ("elastic", "searched", *options.peers)),
         "full": options.full, "peer_epochs": peers.epochs, "flops_range": most / budgets[0],
-        "searched": searched(elastic, table, budgets),
+        "searched": searched(elastic, table, choices),
         "control": controlled.as_json(), "notes": dict(table.notes),
     }  # fmt: skip
 
@@ -160,16 +168,14 @@ def volume(workload: Workload, before: dict[str, float], found: list[dict[str, f
     return hypervolume(np.array(points), REFERENCE) / (REFERENCE - 1) ** len(workload.tasks)
 
 
-def searched(elastic: ElasticModel, table: ElasticTable, budgets: list[float]) -> list[dict[str, float]]:
+def searched(elastic: ElasticModel, table: ElasticTable, choices: list[Choice]) -> list[dict[str, float]]:
     """At the FLOPs of each uniform width: mean scaled metric of that width, and of what the search finds."""
-    rows, chooser, found = table.rows.tolist(), Chooser(table), []
-    for at, budget in zip(elastic.space.uniform(), budgets, strict=True):
+    rows, found = table.rows.tolist(), []
+    for at, best in zip(elastic.space.uniform(), choices, strict=True):
         row = rows.index([at[place] for place in table.shared])
         chosen = {t: table.decoders[t].tolist().index([at[p] for p in table.decoder(t)]) for t in table.tasks}
-        best = chooser.pick(Wish({"flops": budget}, objective="sum"))
         found.append(
             {
-                "budget": budget,
                 "uniform": quality(table, row, chosen),
                 "searched": quality(table, best.row, dict(best.decoders)),
             }
@@ -188,10 +194,10 @@ def quality(table: Any, row: int, chosen: dict[str, int]) -> float:
 
 
 def show(runs: list[dict[str, Any]]) -> None:
-    table = Table("seed", "MFLOPs", "elastic Δ_MTL %", "separate", "PAGCP", "uniform q", "searched q")
+    table = Table("seed", "MFLOPs", "uniform Δ_MTL %", "searched", "separate", "PAGCP", "uniform q", "searched q")
     for run in runs:
         for each, choice in zip(run["widths"], run["searched"], strict=True):
-            deltas = [each.get(f"{name}_delta_mtl") for name in ("elastic", *PEERS)]
+            deltas = [each.get(f"{name}_delta_mtl") for name in ("elastic", "searched", *PEERS)]
             table.add_row(
                 str(run["seed"]), f"{each['flops'] / 1e6:.2f}",
                 *("–" if delta is None else f"{delta:+.2f}" for delta in deltas),
