@@ -27,12 +27,14 @@ class Parts:
     """What the prunable groups of a model are.
 
     Attributes:
+        streams: groups that layers of queries, keys and values read: what the blocks of a transformer add to.
         heads: groups that count the heads of attention.
         within: group of the channels of each head → the group that counts these heads.
         hidden: groups that one linear layer makes and one other reads.
         whole: factors of other products, which stay whole.
     """
 
+    streams: frozenset[str]
     heads: frozenset[str]
     within: dict[str, str]
     hidden: frozenset[str]
@@ -49,7 +51,7 @@ class Parts:
             else:
                 whole.update(sorted(names, key=lambda name: (groups[name].channels, name))[:-1])
         hidden = frozenset(group.name for group in groups.prunable if _is_hidden(group, groups))
-        return cls(heads, within, hidden, frozenset(whole))
+        return cls(_streams(groups, heads | within.keys()), heads, within, hidden, frozenset(whole))
 
     def __getitem__(self, name: str) -> str:
         """HEADS, HIDDEN, or the stream, which has no name."""
@@ -76,6 +78,16 @@ def _heads(groups: ChannelGroups, factors: Collection[frozenset[str]]) -> frozen
             if dim < len(shape(node)) - 2:
                 found.update(owner[each] for each in groups.components.of[channels].tolist() if each in owner)
     return frozenset(found)
+
+
+def _streams(groups: ChannelGroups, attention: Collection[str]) -> frozenset[str]:
+    """Groups read by the layers that make these."""
+    makers = {member.parameter for name in attention for member in groups[name].members if member.role == "out"}
+    return frozenset(
+        group.name
+        for group in groups.prunable
+        if group.name not in attention and any(m.role == "in" and m.parameter in makers for m in group.members)
+    )
 
 
 def _factors(groups: ChannelGroups) -> set[frozenset[str]]:

@@ -16,7 +16,7 @@ class Settings:
     """How to make a model elastic, train it, and tabulate its configurations.
 
     Args:
-        widths, per_group, round_to, fixed, neck: where widths may change; see `stages.Rule`.
+        widths, per_group, round_to, fixed, neck, stream: where widths may change; see `stages.Rule`.
         order: which channels come first: "l1" of the weights that read them, "taylor", or "none".
         private_norms: statistics and parameters of its own for each width of a normalisation layer ("switchable");
             otherwise they are shared, and statistics are recalibrated for each configuration.
@@ -41,6 +41,7 @@ class Settings:
     round_to: int = 8
     fixed: tuple[str, ...] = ()
     neck: bool = True
+    stream: bool = False
     order: str = "l1"
     private_norms: bool = False
     epochs: int = 12
@@ -83,7 +84,7 @@ class Settings:
 
     @property
     def rule(self) -> Rule:
-        return Rule(self.widths, self.per_group, self.round_to, self.fixed, self.neck)
+        return Rule(self.widths, self.per_group, self.round_to, self.fixed, self.neck, self.stream)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Settings:

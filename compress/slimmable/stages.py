@@ -40,6 +40,8 @@ class Rule:
         fixed: patterns of group names that keep all their channels.
         neck: keep the width of features that decoders read where a lone 1×1 convolution makes them, so that
             decoders do not depend on the encoder's widths.
+        stream: the stream of a transformer changes its width too. It is what all blocks and decoders read: a model
+            loses far more by it than by fewer heads and narrower MLPs.
     """
 
     widths: tuple[float, ...] = WIDTHS
@@ -47,6 +49,7 @@ class Rule:
     round_to: int = 8
     fixed: tuple[str, ...] = ()
     neck: bool = True
+    stream: bool = False
 
     def __post_init__(self) -> None:
         for width in self.widths:
@@ -115,7 +118,8 @@ def _live(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, tuple[Graph,
 def _elastic(groups: ChannelGroups, tasks: Sequence[str], rule: Rule, parts: Parts) -> dict[str, frozenset[str]]:
     """Elastic groups in order of computation → the tasks that depend on them."""
     needed = needed_by(groups, tasks)
-    fixed, found = groups.matching(rule.fixed) | (set() if rule.per_group else parts.whole), {}
+    fixed, found = groups.matching(rule.fixed) | (set() if rule.stream else parts.streams), {}
+    fixed |= set() if rule.per_group else parts.whole
     for group in groups.prunable:
         own = frozenset(task for member in group.members for task in needed.get(member.parameter, ()))
         if own and group.name not in fixed and not (rule.neck and _is_neck(group, own, needed, groups)):

@@ -67,11 +67,15 @@ def attentive(**rule: object) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def test_stream_heads_and_what_mlps_hide_have_widths_of_their_own() -> None:
     """Heads go first, their width makes up the difference: a quarter of three heads of eight is one of six."""
-    assert attentive() == {
+    assert attentive(stream=True) == {
         "encoder1": {"into": (6, 12, 24)},
         "encoder1.heads": {"qkv#2": (1, 2, 3), "qkv#3": (6, 6, 8)},
         "encoder1.hidden": {"mlp.0": (12, 24, 48)},
     }
+
+
+def test_a_stream_keeps_its_width_unless_told_otherwise() -> None:
+    assert list(attentive()) == ["encoder1.heads", "encoder1.hidden"]
 
 
 def test_heads_held_at_their_number_become_narrower() -> None:
@@ -79,7 +83,7 @@ def test_heads_held_at_their_number_become_narrower() -> None:
 
 
 def test_every_group_can_have_a_width_of_its_own() -> None:
-    assert attentive(per_group=True) == {
+    assert attentive(per_group=True, stream=True) == {
         name: {name: counts}
         for name, counts in {
             "into": (6, 12, 24), "qkv#2": (1, 2, 3), "qkv#3": (2, 4, 8), "mlp.0": (12, 24, 48)

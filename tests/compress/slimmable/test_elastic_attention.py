@@ -73,7 +73,14 @@ def pretrained() -> ViT:
 def made() -> Elastic:
     found = replace(workload(pretrained()), factory=ViT, reference=None)
     settings = replace(
-        FAST, epochs=16, widths=(0.25, 0.5), rows=8, exported=2, recalibration_batches=1, original_distillation=0.0
+        FAST,
+        epochs=16,
+        widths=(0.25, 0.5),
+        stream=True,
+        rows=8,
+        exported=2,
+        recalibration_batches=1,
+        original_distillation=0.0,
     )
     return slim(found, settings)
 
