@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.core import machine
 from secateur.core.errors import ExportError
 from secateur.export.runtime import Array, Runtime, predictor
 
@@ -88,7 +89,7 @@ class OnnxModel(Runtime):
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         self.path = Path(path)
-        self._session = open_session(path, threads or available_cores())
+        self._session = open_session(path, threads or len(machine.cores()))
         self.inputs: Sequence[str] = [value.name for value in self._session.get_inputs()]
         self.tasks: Sequence[str] = [value.name for value in self._session.get_outputs()]
         first = self._session.get_inputs()[0].shape[:1] if self.inputs else []
@@ -116,11 +117,6 @@ class OnnxModel(Runtime):
     def predict(self, inputs: Any) -> dict[str, torch.Tensor]:
         """`run`, called as the torch model is: with a tensor, or a tuple of them in the model's order."""
         return predictor(self)(inputs)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def runtime_reason(error: Exception) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core import machine
 from secateur.core.errors import ExportError, MissingExtraError, SecateurError, TargetUnavailableError, no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
@@ -267,8 +268,7 @@ def _thread_pool(threads: int) -> None:
     import tvm
 
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_EACH, threads, [str(core) for core in cores])
+    tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_EACH, threads, [str(core) for core in machine.cores()])
 
 
 def _load(path: Path) -> Any:

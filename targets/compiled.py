@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from secateur.core import machine
 from secateur.core.costs import Profile
 from secateur.core.scratch import Scratch
 from secateur.export import formats
 from secateur.export.load import load_formats
-from secateur.export.onnx_session import available_cores, open_session
+from secateur.export.onnx_session import open_session
 from secateur.export.runtime import Array
 from secateur.profiles.timing import speedup, summarise
 from secateur.targets.apart import Artefact, sample_apart
@@ -47,7 +48,7 @@ def measure_compiled(
     """
     load_formats()
     formats.get(runtime).require()
-    threads = threads or available_cores()
+    threads = threads or len(machine.cores())
     with Scratch() as temporary:
         artefacts, inputs, params = {}, {}, {}
         for number, (name, file) in enumerate(files.items()):

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core import machine
 from secateur.core.costs import LayerProfile, Profile
 from secateur.core.errors import ExportError
-from secateur.export.onnx_session import available_cores, open_session, runtime_reason
+from secateur.export.onnx_session import open_session, runtime_reason
 from secateur.profiles.timing import sample, speedup, summarise
 from secateur.targets.onnx_layers import count_parameters, profile_layers
 
@@ -68,7 +69,7 @@ def measure_onnx(
     Raises:
         ExportError: a file that is missing, truncated, not ONNX, or has inputs of unknown shape.
     """
-    threads = threads or available_cores()
+    threads = threads or len(machine.cores())
     runs = {name: _Run(path, threads, batch, shapes or {}) for name, path in files.items()}
     calls = {name: run.call for name, run in runs.items()}
     samples = sample(calls, warmup_s=warmup_s, limit_s=limit_s, precision=precision)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.core import machine
 from secateur.core.costs import Profile
-from secateur.export.onnx_session import available_cores
 from secateur.export.runtime import Array
 from secateur.profiles.timing import speedup, summarise
 from secateur.targets.apart import Artefact, sample_apart
@@ -40,7 +40,7 @@ def measure_here(
         ExportError, MissingExtraError: an artefact that does not load or run.
     """
     runtime = RUNTIMES[device.runtime]
-    threads = device.settings.threads or available_cores()
+    threads = device.settings.threads or len(machine.cores())
     artefacts = {name: Artefact(runtime.format, path) for name, path in files.items()}
     samples = sample_apart(artefacts, inputs, threads=threads, **how)
     version = importlib.metadata.version(runtime.packages[0])

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 
+from secateur.core import machine
 from secateur.core.costs import Latency, LayerProfile, Profile
 from secateur.core.errors import DeviceError, MissingExtraError
-from secateur.export.onnx_session import available_cores
 from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.kernels import KernelModel
 from secateur.profiles.latency.operators import Operator, total_macs
@@ -99,7 +99,7 @@ def _name(device: Device) -> str | None:
 
 
 def _threads(device: Device) -> int:
-    return device.settings.threads or available_cores()
+    return device.settings.threads or len(machine.cores())
 
 
 def latency_model(device: Device) -> LatencyModel:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from secateur.core import machine
 from secateur.core.errors import SecateurError
 from secateur.export import formats
 from secateur.export.load import load_formats
@@ -69,7 +70,7 @@ def _spread(call: Callable[[], object], threads: int) -> None:
     ten would measure two threads that take turns.
     """
     tasks = Path("/proc/self/task")
-    cores = sorted(os.sched_getaffinity(0)) if tasks.exists() else []
+    cores = machine.cores() if tasks.exists() else []
     if not 1 < threads <= len(cores):
         return
     call()

@@ -14,11 +14,31 @@ def describe() -> dict[str, str | int]:
     """This machine: CPU model, cores available to this process, memory, operating system, Python."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": len(cores()),
         "memory_gib": _memory_gib(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def cores() -> list[int]:
+    """Numbers of the cores that this process may use: one of each physical core first, then those that share one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    first, shared, seen = list[int](), list[int](), set[str]()
+    for number in sorted(os.sched_getaffinity(0)):
+        siblings = _siblings(number)
+        (shared if siblings in seen else first).append(number)
+        seen.add(siblings)
+    return first + shared
+
+
+def _siblings(number: int) -> str:
+    """The cores that are threads of the same physical one, as Linux lists them."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").read_text()
+    except OSError:  # not told: a core of its own
+        return str(number)
 
 
 def versions() -> dict[str, str]:

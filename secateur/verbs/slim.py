@@ -22,6 +22,7 @@ from secateur.compress import slimmable
 from secateur.compress.compressed import Compressed, channel_map_of
 from secateur.compress.slimmable import Elastic, Settings, Start, load_elastic
 from secateur.compress.slimmable.export import Configurations
+from secateur.core import machine
 from secateur.core.bundle import Bundle, changed_bundle, check_output
 from secateur.core.device import device_of, on_device
 from secateur.core.elastic import Choice, Table
@@ -35,7 +36,6 @@ from secateur.core.task import Workload
 from secateur.export.elastic_graph import ElasticSource
 from secateur.export.elastic_layouts import INDEX, check_layout, renew_table, write_elastic
 from secateur.export.elastic_session import ElasticSession
-from secateur.export.onnx_session import available_cores
 from secateur.export.parity import Parity, check_parity
 from secateur.profiles.latency.parts import Parts
 from secateur.profiles.report import write_report
@@ -193,7 +193,7 @@ def export_and_measure(source: ElasticSource, folder: Path, where: Sequence[Plac
         assert isinstance(place, Device)
         say(f"measuring widths on {place.name}")
         inputs = [np.asarray(x) for x in as_args(source.workload.example_input) if isinstance(x, torch.Tensor)]
-        threads = place.settings.threads or available_cores()
+        threads = place.settings.threads or len(machine.cores())
         found = measured_latencies(ElasticSession(folder, threads=threads), inputs, place.name)
         table = replace(table, latency={**table.latency, place.name: found})
     renew_table(folder, table)
