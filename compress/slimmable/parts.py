@@ -10,7 +10,7 @@ products (a shuffle's) the factor with most channels changes its width, and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from secateur.compress.channel_map import named_tensors
@@ -51,10 +51,13 @@ class Parts:
             else:
                 whole.update(sorted(names, key=lambda name: (groups[name].channels, name))[:-1])
         hidden = frozenset(group.name for group in groups.prunable if _is_hidden(group, groups))
-        return cls(_streams(groups, heads | within.keys()), heads, within, hidden, frozenset(whole))
+        families = {name: {name, *(inner for inner in within if within[inner] == name)} for name in heads}
+        return cls(_streams(groups, families), heads, within, hidden, frozenset(whole))
 
     def __getitem__(self, name: str) -> str:
         """HEADS, HIDDEN, or the stream, which has no name."""
+        if name in self.streams:
+            return ""
         return HEADS if name in self.heads or name in self.within else HIDDEN if name in self.hidden else ""
 
 
@@ -80,14 +83,19 @@ def _heads(groups: ChannelGroups, factors: Collection[frozenset[str]]) -> frozen
     return frozenset(found)
 
 
-def _streams(groups: ChannelGroups, attention: Collection[str]) -> frozenset[str]:
-    """Groups read by the layers that make these."""
-    makers = {member.parameter for name in attention for member in groups[name].members if member.role == "out"}
-    return frozenset(
-        group.name
-        for group in groups.prunable
-        if group.name not in attention and any(m.role == "in" and m.parameter in makers for m in group.members)
-    )
+def _streams(groups: ChannelGroups, families: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """Groups read by the layers that make heads; the heads themselves where code takes their sizes from the stream, so
+    that they are its channels."""
+    found = set[str]()
+    for family in families.values():
+        makers = {member.parameter for name in family for member in groups[name].members if member.role == "out"}
+        read = {
+            group.name
+            for group in groups.prunable
+            if any(member.role == "in" and member.parameter in makers for member in group.members)
+        }
+        found |= set(family) if read.intersection(family) else read
+    return frozenset(found)
 
 
 def _factors(groups: ChannelGroups) -> set[frozenset[str]]:

@@ -19,7 +19,7 @@ from torch.fx import Node
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups
 from secateur.compress.pagcp.sequence import channel_step
-from secateur.compress.slimmable.parts import HEADS, Parts, heads_of, share_within
+from secateur.compress.slimmable.parts import Parts, heads_of, share_within
 from secateur.core.elastic import Stage
 from secateur.core.errors import BudgetError, ModelError
 from secateur.core.predict import takes_task
@@ -174,7 +174,8 @@ def _keys(
         return {name: (needed, name, "") for name, needed in elastic.items()}
     sizes = _sizes(groups, elastic)
     places = {name: (needed, sizes[name] if _is_shared(needed, tasks) else ()) for name, needed in elastic.items()}
-    attentive = {places[name] for name in elastic if parts[name] == HEADS and _is_shared(elastic[name], tasks)}
+    attention = parts.heads | parts.streams
+    attentive = {places[name] for name in elastic if name in attention and _is_shared(elastic[name], tasks)}
     return {name: (*place, parts[name] if place in attentive else "") for name, place in places.items()}
 
 

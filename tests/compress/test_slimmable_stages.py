@@ -43,10 +43,15 @@ def test_a_single_task_has_an_encoder_only() -> None:
 
 
 class Attentive(nn.Module):
-    """[N, 5, 8] → [N, 5, 3]: three heads of eight between two residual additions, then an MLP."""
+    """[N, 5, 8] → [N, 5, 3]: attention of three heads of eight, then an MLP, each added to the stream.
 
-    def __init__(self) -> None:
+    Args:
+        outside: the width of a head is taken from the stream's, as many repositories do.
+    """
+
+    def __init__(self, *, outside: bool = False) -> None:
         super().__init__()
+        self.outside = outside
         self.into, self.out = nn.Linear(8, 24), nn.Linear(24, 3)
         self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
         self.mlp = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
@@ -54,13 +59,14 @@ class Attentive(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.into(x)
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        width = x.shape[-1] // self.heads if self.outside else -1
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, width)).permute(2, 0, 3, 1, 4).unbind(0)
         x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2))
         return self.out(x + self.mlp(x))
 
 
-def attentive(**rule: object) -> dict[str, dict[str, tuple[int, ...]]]:
-    groups = trace(Attentive().eval(), torch.randn(2, 5, 8))
+def attentive(*, outside: bool = False, **rule: object) -> dict[str, dict[str, tuple[int, ...]]]:
+    groups = trace(Attentive(outside=outside).eval(), torch.randn(2, 5, 8))
     found = Space.of(groups, ("output",), Rule(**{"widths": (0.25, 0.5, 1.0), "round_to": 1, **rule})).stages
     return {stage.name: dict(stage.channels) for stage in found}
 
@@ -76,6 +82,14 @@ def test_stream_heads_and_what_mlps_hide_have_widths_of_their_own() -> None:
 
 def test_a_stream_keeps_its_width_unless_told_otherwise() -> None:
     assert list(attentive()) == ["encoder1.heads", "encoder1.hidden"]
+
+
+def test_heads_that_are_the_streams_channels_are_the_stream() -> None:
+    assert attentive(outside=True) == {"encoder1": {"mlp.0": (12, 24, 48)}}
+    assert attentive(outside=True, stream=True) == {
+        "encoder1": {"into": (1, 2, 3), "into#2": (6, 6, 8)},
+        "encoder1.hidden": {"mlp.0": (12, 24, 48)},
+    }
 
 
 def test_heads_held_at_their_number_become_narrower() -> None:
