@@ -174,7 +174,7 @@ def _keys(
         return {name: (needed, name, "") for name, needed in elastic.items()}
     sizes = _sizes(groups, elastic)
     places = {name: (needed, sizes[name] if _is_shared(needed, tasks) else ()) for name, needed in elastic.items()}
-    attention = parts.heads | parts.streams
+    attention = parts.heads | parts.within.keys() | parts.streams
     attentive = {places[name] for name in elastic if name in attention and _is_shared(elastic[name], tasks)}
     return {name: (*place, parts[name] if place in attentive else "") for name, place in places.items()}
 
