@@ -4,13 +4,14 @@
 
 A layer that is heads times their width wide must not lose a share of both: half the heads, each half as wide, are a
 quarter. Heads go first, and their width makes up the difference: half of three heads of 32 are two of 24. Of other
-products (a shuffle's) the factor with most channels changes its width, and the rest stay whole.
+products (a shuffle's) the factor with most channels changes its width, and the rest stay whole, as does the number of
+experts: a router chooses among those that it was trained with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from secateur.compress.channel_map import named_tensors
@@ -20,6 +21,8 @@ from secateur.profiles.graph import op_name, shape
 HEADS, HIDDEN = "heads", "hidden"
 _PRODUCTS = frozenset(("matmul", "bmm", "einsum", "scaled_dot_product_attention"))
 """Ops that give one matrix for each head."""
+_UP = 3
+"""Argument of `secateur::routed_experts`: weights [experts, hidden, inputs]."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Parts:
         streams: groups that layers of queries, keys and values read: what the blocks of a transformer add to.
         heads: groups that count the heads of attention.
         within: group of the channels of each head → the group that counts these heads.
-        hidden: groups that one linear layer makes and one other reads.
-        whole: factors of other products, which stay whole.
+        hidden: groups that one layer makes and one other reads, experts' too.
+        whole: factors of other products, and groups that count experts.
     """
 
     streams: frozenset[str]
@@ -43,7 +46,7 @@ class Parts:
     @classmethod
     def of(cls, groups: ChannelGroups) -> Parts:
         factors = _factors(groups)
-        heads, within, whole = _heads(groups, factors), dict[str, str](), set[str]()
+        heads, within, whole = _heads(groups, factors), dict[str, str](), set(_experts(groups))
         for names in sorted(factors, key=sorted):
             counting = sorted(names & heads)
             if counting:
@@ -83,6 +86,15 @@ def _heads(groups: ChannelGroups, factors: Collection[frozenset[str]]) -> frozen
     return frozenset(found)
 
 
+def _experts(groups: ChannelGroups) -> Iterator[str]:
+    """Groups along the first dimension of experts' stacked weights."""
+    owner = _owners(groups, [group.name for group in groups.prunable])
+    for node in (node for graph in groups.graphs for node in graph.compute if op_name(node) == "routed_experts"):
+        labels = groups.labels.get(node.args[_UP], {})
+        if isinstance(labels, dict) and 0 in labels:
+            yield from (owner[each] for each in groups.components.of[labels[0]].tolist() if each in owner)
+
+
 def _streams(groups: ChannelGroups, families: Mapping[str, Collection[str]]) -> frozenset[str]:
     """Groups read by the layers that make heads; the heads themselves where code takes their sizes from the stream, so
     that they are its channels."""
@@ -113,4 +125,4 @@ def _owners(groups: ChannelGroups, names: Collection[str]) -> dict[int, str]:
 def _is_hidden(group: ChannelGroup, groups: ChannelGroups) -> bool:
     tensors = named_tensors(groups.model)
     ends = [(member.role, member.parameter) for member in group.members if member.role in ("in", "out")]
-    return sorted(role for role, _ in ends) == ["in", "out"] and all(tensors[name].ndim == 2 for _, name in ends)
+    return sorted(role for role, _ in ends) == ["in", "out"] and all(tensors[name].ndim in (2, 3) for _, name in ends)

@@ -11,6 +11,8 @@ from secateur.compress.dataflow import ChannelGroups, trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.experts.cutting import group_of
 from secateur.compress.experts.layers import find
+from secateur.compress.slimmable.space import Space
+from secateur.compress.slimmable.stages import Rule
 from secateur.profiles.count import count
 
 TOKENS = (SIZE // PATCH) ** 2 + 1
@@ -65,3 +67,16 @@ def test_the_cost_model_prices_what_counting_finds_after_the_cut(groups: Channel
     costs = CostModel(groups)
     predicted = costs.costs(costs.widths({name: len(kept) for name, kept in keep.items()}))
     assert predicted == count(groups.cut(keep), torch.zeros(1, 3, SIZE, SIZE), ("depth",)).costs
+
+
+def test_elastic_experts_become_narrower_and_stay_as_many(groups: ChannelGroups) -> None:
+    names = names_of(groups)
+    elastic = {name for stage in Space.of(groups, ("depth",)).stages for name in stage.channels}
+    assert names["hidden"] in elastic
+    assert not elastic & {names["experts"], names["embedding"]}
+    every = {
+        name
+        for stage in Space.of(groups, ("depth",), Rule(per_group=True, stream=True)).stages
+        for name in stage.channels
+    }
+    assert set(names.values()) <= every
