@@ -41,7 +41,10 @@ def slimmable(document: Document) -> list[str]:
         *lines, *table(head, rows), "", *drawn,
         goal(f"hypervolume ≥ 98 % of separate models within each width's FLOPs ({means})", worst >= 0.98),
         *([f"- What is searched within those FLOPs, beside them: {_means(found)}."] if found else []),
-        goal(f"≥ 16× range of FLOPs from one file ({least:.1f}×)", least >= 16),
+        goal(
+            f"≥ 16× range of FLOPs from one file ({least:.1f}×)", least >= 16,
+            "The stream of a transformer stays whole (docs/slimmable.md).",
+        ),
         goal(f"what is searched is never worse than a uniform width ({better} of {searches})", better == searches),
     ]  # fmt: skip
 
