@@ -43,7 +43,7 @@ def slimmable(document: Document) -> list[str]:
         *([f"- What is searched within those FLOPs, beside them: {_means(found)}."] if found else []),
         goal(
             f"≥ 16× range of FLOPs from one file ({least:.1f}×)", least >= 16,
-            "The stream of a transformer stays whole (docs/slimmable.md).",
+            "Where there is attention, the stream stays whole (docs/slimmable.md).",
         ),
         goal(f"what is searched is never worse than a uniform width ({better} of {searches})", better == searches),
     ]  # fmt: skip
