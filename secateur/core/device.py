@@ -81,7 +81,8 @@ class Moved:
 
 
 def _found(name: str) -> torch.device:
-    known = ["cpu", *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    known = ["cpu", *([accelerator.type] if accelerator else [])]
     try:
         place = torch.device(name)
     except RuntimeError as error:

@@ -23,9 +23,10 @@ NCNN = os.environ.get("NCNN_SOURCE")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TargetUnavailableError, match="vax-linux-gnu-g"):
+    cmake = shutil.which("cmake")
+    with pytest.raises(TargetUnavailableError, match="vax-linux-gnu-g" if cmake else "cmake is not installed"):
         build_runner(tmp_path, tmp_path / "runner", Toolchain("vax-linux-gnu-g++"))
-    if shutil.which("cmake"):
+    if cmake:
         with pytest.raises(ExportError, match="holds no ncnn"):
             build_runner(tmp_path, tmp_path / "runner")
 

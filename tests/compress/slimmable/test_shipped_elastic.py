@@ -75,7 +75,7 @@ def test_the_shipped_bundle_is_whole_small_and_spans_a_wide_range(scenes: Bundle
     least, most = (flops.of(row, dict.fromkeys(table.tasks, d)) for row, d in ((0, 0), (-1, -1)))
     assert most >= 16 * least
     assert table.latency["cpu"].source == "measured"
-    assert scenes.manifest.settings == train_elastic.SHIPPED["scenes-elastic"][1].as_json()
+    assert Settings.from_json(scenes.manifest.settings) == train_elastic.SHIPPED["scenes-elastic"][1]
 
 
 def test_more_flops_give_better_metrics_of_every_task(scenes: Bundle) -> None:
