@@ -64,7 +64,7 @@ def speedup(document: Document) -> list[str]:
         lines += [*beyond(name, found), ""] if reached < 0.8 else []
     slow = [name for name, *_, share in time if float(share) < 0.8]
     return [
-        "ONNX Runtime, one thread, in turns with the original, on a machine that other jobs shared:", "",
+        "ONNX Runtime, one thread, in turns with the original:", "",
         *table(("workload", "ms before", "ms after", "faster", "FLOPs ratio", "of the ratio"), time), "",
         goal("at least 0.8 of the FLOPs ratio, each", not slow, f"Not on {', '.join(slow)}: by layer below."), "",
         *lines,
