@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
+from itertools import chain, groupby
 from operator import itemgetter
 
 from rich.console import Console
@@ -18,6 +19,8 @@ from secateur.profiles.report import Report, summary, units
 from secateur.targets.registry import BASIS
 from secateur.verbs.benchmark import Benchmark
 from secateur.verbs.select import Selection
+
+_ANY_WIDTH = 1000
 
 
 def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) -> None:
@@ -84,16 +87,14 @@ def show_selection(console: Console, selection: Selection) -> None:
 def show_benchmark(console: Console, found: Benchmark) -> None:
     """Every target's figures, the compared model's first."""
     others = found.profiles_against or (None,) * len(found.profiles)
-    numbers = ("latency", "p10 to p90", "speed-up", "FLOPs")
-    shown = table("model", "target", *numbers, "source", numbers=numbers, whole=("target", "source"))
-    for other, profile in zip(others, found.profiles, strict=True):
-        if profile.source == "unavailable":
-            continue
-        for name, each in ((found.against, other), (found.name, profile)):
-            if each is not None:
-                shown.add_row(name, *_figures(each))
-    if shown.row_count:
-        console.print(shown)
+    rows = [
+        (str(name), each)
+        for other, profile in zip(others, found.profiles, strict=True)
+        for name, each in ((found.against, other), (found.name, profile))
+        if each is not None and profile.source != "unavailable"
+    ]
+    if rows:
+        _show_figures(console, rows)
         for profile in found.profiles:
             if profile.basis is not None:
                 why = f"; {profile.reason}" if profile.reason else ""
@@ -108,11 +109,27 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
             show_layers(console, profile, other)
 
 
+def _show_figures(console: Console, rows: Sequence[tuple[str, Profile]]) -> None:
+    """One table, or where the terminal has no room for it, one under the name of each target."""
+    numbers = ("latency", "p10 to p90", "speed-up", "FLOPs")
+    shown = table("model", "target", *numbers, "source", numbers=numbers, whole=("target", "source"))
+    for name, each in rows:
+        shown.add_row(name, each.target, *_figures(each))
+    if console.measure(shown, options=console.options.update(max_width=_ANY_WIDTH)).maximum <= console.width:
+        console.print(shown)
+        return
+    for target, those in groupby(rows, key=lambda row: row[1].target):
+        part = table("model", *numbers, "source", numbers=numbers, whole=("source",))
+        for name, each in those:
+            part.add_row(name, *_figures(each))
+        console.print(Text(target, "bold"))
+        console.print(part)
+
+
 def _figures(profile: Profile) -> list[str]:
     latency = profile.latency
     source = profile.source + (f" ± {units.percent(profile.error_pct)}" if profile.error_pct is not None else "")
     return [
-        profile.target,
         units.milliseconds(latency.median if latency else None),
         f"{units.number(latency.p10, 3)} to {units.number(latency.p90, 3)}" if latency else units.UNKNOWN,
         units.times(profile.speedup_against),

@@ -1,0 +1,41 @@
+"""Tables on narrow and wide terminals: no figure and no unit is cut off."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from secateur.cli.tables import show_benchmark
+from secateur.core.costs import Latency, Profile
+from secateur.verbs.benchmark import Benchmark
+
+TARGETS = ("cpu", "mobile:raspberry-pi-5")
+
+
+def profile(target: str, milliseconds: float, speedup: float | None = None) -> Profile:
+    latency = Latency(milliseconds, 0.9 * milliseconds, 1.1 * milliseconds)
+    predicted = {"error_pct": 14.4, "basis": "published"} if target != "cpu" else {}
+    source = "predicted" if predicted else "measured"
+    return Profile(target, "onnx", source, latency, 650_723_328, speedup_against=speedup, **predicted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_figures_are_whole_at_any_width(width: int) -> None:
+    found = Benchmark(
+        "scenes-vit-0",
+        tuple(profile(target, 4.62, 1.85) for target in TARGETS),
+        "original",
+        tuple(profile(target, 8.55) for target in TARGETS),
+    )
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    show_benchmark(console, found)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in (*TARGETS, "scenes-vit-0", "original"):
+        assert text in said
+    assert said.count("4.62\N{NO-BREAK SPACE}ms") + said.count("4.62 ms") == len(TARGETS)
+    assert said.count("MFLOPs") == 2 * len(TARGETS)
+    assert said.count("14.4") == 2
+    assert said.count("p10 to p90") == (1 if width == 200 else len(TARGETS)), "one table where there is room"
+    assert max(map(len, said.splitlines())) <= width
