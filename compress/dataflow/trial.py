@@ -160,7 +160,7 @@ def _removable(groups: ChannelGroups, inputs: Any, tasks: Sequence[str]) -> tupl
     if not groups.dead or _runs_without(groups, groups.dead, inputs, tasks):
         return groups.dead
     alone = tuple(path for path in groups.dead if _runs_without(groups, (path,), inputs, tasks))
-    return alone if _runs_without(groups, alone, inputs, tasks) else ()
+    return alone if len(alone) < 2 or _runs_without(groups, alone, inputs, tasks) else ()
 
 
 def _runs_without(groups: ChannelGroups, paths: Sequence[str], inputs: Any, tasks: Sequence[str]) -> bool:

@@ -14,17 +14,14 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from torch.fx import Node
-
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups
 from secateur.profiles.graph import op_name, shape
+from secateur.profiles.macs import arguments
 
 HEADS, HIDDEN = "heads", "hidden"
 _PRODUCTS = frozenset(("matmul", "bmm", "einsum", "scaled_dot_product_attention"))
 """Ops that give one matrix for each head."""
-_UP = 3
-"""Argument of `secateur::routed_experts`: weights [experts, hidden, inputs]."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,7 @@ def _experts(groups: ChannelGroups) -> Iterator[str]:
     """Groups along the first dimension of experts' stacked weights."""
     owner = _owners(groups, [group.name for group in groups.prunable])
     for node in (node for graph in groups.graphs for node in graph.compute if op_name(node) == "routed_experts"):
-        up = node.args[_UP]
-        labels = groups.labels.get(up, {}) if isinstance(up, Node) else {}
+        labels = groups.labels.get(arguments(node)["up"], {})
         if isinstance(labels, dict) and 0 in labels:
             yield from (owner[each] for each in groups.components.of[labels[0]].tolist() if each in owner)
 

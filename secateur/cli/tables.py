@@ -21,6 +21,7 @@ from secateur.verbs.benchmark import Benchmark
 from secateur.verbs.select import Selection
 
 _ANY_WIDTH = 1000
+"""Columns of a terminal that has room for any table."""
 
 
 def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) -> None:

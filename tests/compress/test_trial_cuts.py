@@ -22,7 +22,7 @@ class Steep(nn.Module):
 
 
 class Slightly(nn.Module):
-    """[N, 6] → [N, 4]: the first of the channels that there are is added once more, a little of it."""
+    """[N, 6] → [N, 4]: a little of the mean of the channels that there are, which a cut changes, is added."""
 
     def __init__(self) -> None:
         super().__init__()
