@@ -27,7 +27,7 @@ from latency import variants
 from secateur.core import machine
 from secateur.core.files import write_json
 from secateur.export.onnx import to_onnx
-from secateur.profiles.latency.read import peak_memory_bytes
+from secateur.profiles.latency.read import onnx_costs
 from secateur.targets.calibration.sketch import Sketch
 from secateur.workloads import workload
 
@@ -102,7 +102,7 @@ def row(name: str, path: Path, library: int) -> dict[str, object]:
     import onnx
 
     weights = sum(4 * int(np.prod(each.dims)) for each in onnx.load(path, load_external_data=False).graph.initializer)
-    found, whole = apart(path), peak_memory_bytes(path)
+    found, whole = apart(path), onnx_costs(path).peak_memory_bytes
     held = found["loaded"] - library
     return {
         "network": name, "weights": weights, "held_after_loading": held,

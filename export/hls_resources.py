@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any, cast
 
-from torch import nn
+from torch import fx, nn
 
 from secateur.core.errors import ExportError
 from secateur.export.hls_graph import Prepared
@@ -119,6 +119,36 @@ def layers_of(prepared: Prepared) -> list[Layer]:
                 )
             )
     return found
+
+
+def latency_cycles(prepared: Prepared, design: Design) -> int:
+    """Cycles from the first pixel of an image to the last value of its last output.
+
+    A layer gives its first value once it has seen the lines under its kernel (or all of its input, where it is dense),
+    and is done no earlier than its input, nor than its own work takes. Control and the latency of operators are not in
+    it; no hardware has confirmed it.
+    """
+    work = {layer.name: layer.pixels * design.reuse[layer.name] for layer in layers_of(prepared)}
+    spans: dict[fx.Node, tuple[float, float]] = {}
+    for node in prepared.nodes:
+        inputs = [spans[each] for each in node.all_input_nodes]
+        first = max((begin for begin, _ in inputs), default=0.0)
+        last = max((end for _, end in inputs), default=float(prod(prepared.input_shape[1:])))
+        first += _seen(prepared, node) * (last - first)
+        spans[node] = first, max(last, first + work.get(node.name, 0))
+    return ceil(max(spans[node][1] for node in prepared.outputs.values()))
+
+
+def _seen(prepared: Prepared, node: fx.Node) -> float:
+    """The share of its input that a node has seen when it gives its first value."""
+    module = prepared.module(node)
+    if isinstance(module, nn.Linear):
+        return 1.0
+    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        return 0.0
+    kernel, padding = (each[0] if isinstance(each, tuple) else each for each in (module.kernel_size, module.padding))
+    height = node.all_input_nodes[0].meta["shape"][-2]
+    return float(max(int(kernel) - 1 - int(padding), 0) / height)
 
 
 def estimate(layers: Iterable[Layer], reuse: Mapping[str, int], width: int) -> Resources:

@@ -22,13 +22,19 @@ NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 """The node property in which torch's exporter notes the module path, as the text of a list."""
 
 
-def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix: Path | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU: all graph optimisations, one operator at a time.
+def open_session(
+    path: str | os.PathLike[str],
+    threads: int = 1,
+    profile_prefix: Path | None = None,
+    provider: str = "CPUExecutionProvider",
+) -> Any:
+    """An `onnxruntime.InferenceSession`: all graph optimisations, one operator at a time.
 
     Args:
         threads: inside of one operator. Threads stop spinning after each call, so that they take nothing from
             whatever is measured next.
         profile_prefix: where ONNX Runtime is to write its profile, when the session ends it.
+        provider: what runs the operators that it has kernels for; the CPU runs the others.
 
     Raises:
         ExportError: the file is missing, truncated, or no ONNX model that this ONNX Runtime can run.
@@ -52,7 +58,7 @@ def open_session(path: str | os.PathLike[str], threads: int = 1, profile_prefix:
         session = onnxruntime.InferenceSession(
             os.fspath(path),
             options,
-            providers=["CPUExecutionProvider"],
+            providers=list(dict.fromkeys((provider, "CPUExecutionProvider"))),
             disabled_optimizers=["NchwcTransformer"] if _holds_float16(Path(path)) else [],
             enable_fallback=0,
         )

@@ -15,16 +15,19 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateur.core.errors import ExportError, MissingExtraError, TargetUnavailableError, no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
 from secateur.export.runtime import Array, Runtime
 from secateur.export.source import Source
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("tensorrt_rtx", "tensorrt")
 """In the order in which they are tried; both have the same interface."""
@@ -200,6 +203,14 @@ class TensorRtModel(Runtime):
         Raises:
             ExportError: inputs that the engine does not take.
         """
+        return {name: tensor.cpu().numpy() for name, tensor in self.bound(inputs)().items()}
+
+    def bound(self, inputs: Sequence[Array]) -> Callable[[], dict[str, torch.Tensor]]:
+        """A call on inputs that lie on the GPU from now on; its outputs are complete, and stay there, when it returns.
+
+        Raises:
+            ExportError: inputs that the engine does not take.
+        """
         import torch
 
         shapes = [list(value.shape) for value in inputs]
@@ -207,12 +218,17 @@ class TensorRtModel(Runtime):
             raise ExportError(f"{self.path} takes inputs {self._signature.inputs}", f"given were: {shapes}")
         given = [torch.from_numpy(value).cuda().contiguous() for value in inputs]
         outputs = {name: torch.empty(shape, device="cuda") for name, shape in self._signature.outputs.items()}
-        for name, tensor in [*zip(self.inputs, given, strict=True), *outputs.items()]:
-            self._context.set_tensor_address(name, tensor.data_ptr())
+        tensors = dict(zip(self.inputs, given, strict=True)) | outputs
         stream = torch.cuda.current_stream()
-        self._context.execute_async_v3(stream.cuda_stream)
-        stream.synchronize()
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+        def call() -> dict[str, torch.Tensor]:
+            for name, tensor in tensors.items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            self._context.execute_async_v3(stream.cuda_stream)
+            stream.synchronize()
+            return outputs
+
+        return call
 
     def _check_gpu(self) -> None:
         here, made = require_gpu(self.path.name), self._signature.capability

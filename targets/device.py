@@ -121,8 +121,18 @@ class RoutedLatency(_Model):
     board: str
 
 
+class StreamedLatency(_Model):
+    """Predicted from the design that hls4ml would make of a workload, a piece of hardware for every layer: `board` is
+    one of `secateur.export.hls_resources.BOARDS`, `width` the bits of every number."""
+
+    model: Literal["streamed"]
+    board: str
+    width: int = Field(default=16, ge=2, le=32)
+
+
 LatencyModel = Annotated[
-    PublishedLatency | SoftCoreLatency | RooflineLatency | RoutedLatency, Field(discriminator="model")
+    PublishedLatency | SoftCoreLatency | RooflineLatency | RoutedLatency | StreamedLatency,
+    Field(discriminator="model"),
 ]
 
 
@@ -139,9 +149,10 @@ class Device(_Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9:._-]*$")
     kind: Kind
     title: str
-    runtime: Literal["onnxruntime", "openvino", "tvm", "ncnn", "tensorrt", "vitis-ai", "edge-moe"]
+    runtime: Literal["onnxruntime", "openvino", "tvm", "ncnn", "tensorrt", "vitis-ai", "edge-moe", "hls4ml"]
     description: str = ""
     here: bool = False  # whether it is this machine, although its kind is not cpu or its runtime not ONNX Runtime
+    like: str | None = None  # the device that has all the rest, but for name and description
     settings: Settings = Settings()
     compute: Compute | None = None
     bandwidth: Bandwidth | None = None
@@ -197,9 +208,21 @@ def _read(path: Path) -> Device:
     if not isinstance(document, dict):
         raise DeviceError(f"{path} holds no device description", f"it is a mapping with keys such as: {keys}")
     try:
-        return Device.model_validate(document)
+        return Device.model_validate(_filled(document, path))
     except ValidationError as error:
         raise DeviceError(f"{path}: {_first_mistake(error)}", f"the keys of a device are: {keys}") from error
+
+
+def _filled(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With what is not said here, but of the device that this one is `like`."""
+    name = document.get("like")
+    if name is None:
+        return document
+    file = _files().get(name) if isinstance(name, str) else None
+    base = _load(file) if file is not None and file != path else None
+    if not isinstance(base, dict) or "like" in base:
+        raise DeviceError(f"{path}: like: {name!r} is no device that describes itself", "see: secateur targets")
+    return {key: value for key, value in base.items() if key not in ("name", "description")} | document
 
 
 def _first_mistake(error: ValidationError) -> str:

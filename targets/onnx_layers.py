@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +17,7 @@ from secateur.core.costs import LayerProfile
 from secateur.core.errors import ExportError
 from secateur.core.scratch import Scratch
 from secateur.export.onnx_session import NAME_SCOPES, open_session
+from secateur.profiles.latency import read
 
 REPEATS = 20
 FUSED_STEPS = 4
@@ -27,11 +27,7 @@ _SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\w*Fusion\w*/?)+$")
 
 def count_parameters(path: Path) -> int:
     """Floating-point numbers among the weights stored in the file (or beside it), without reading them."""
-    from onnx import TensorProto
-
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    weights = _load(path).graph.initializer
-    return sum(prod(weight.dims) for weight in weights if weight.data_type in floats)
+    return read.count_parameters(_load(path).graph)
 
 
 def profile_layers(path: Path, feed: dict[str, Any], threads: int) -> tuple[LayerProfile, ...]:

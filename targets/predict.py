@@ -17,11 +17,18 @@ from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.kernels import KernelModel
 from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
-from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
+from secateur.profiles.latency.read import onnx_costs, read_onnx
 from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
 from secateur.profiles.latency.table import LatencyModel
 from secateur.targets.calibration.run import calibrated
-from secateur.targets.device import Device, PublishedLatency, RooflineLatency, RoutedLatency, SoftCoreLatency
+from secateur.targets.device import (
+    Device,
+    PublishedLatency,
+    RooflineLatency,
+    RoutedLatency,
+    SoftCoreLatency,
+    StreamedLatency,
+)
 
 FLOAT_BYTES = 4
 ROOFLINE_WIDTH = 0.9
@@ -95,7 +102,8 @@ def calibration_of(device: Device) -> KernelModel | None:
 
 
 def _name(device: Device) -> str | None:
-    return _CALIBRATED.get(device.runtime) if device.here or device.kind == "cpu" else None
+    here = device.here and device.kind != "gpu"
+    return _CALIBRATED.get(device.runtime) if here or device.kind == "cpu" else None
 
 
 def _threads(device: Device) -> int:
@@ -123,6 +131,11 @@ def latency_model(device: Device) -> LatencyModel:
                 f"{device.name} is predicted from the routing of a whole workload, not layer by layer",
                 "benchmark a bundle or a workload on it",
             )
+        case StreamedLatency():
+            raise DeviceError(
+                f"{device.name} is predicted from a design for the whole model, not layer by layer",
+                "benchmark a bundle or a workload on it",
+            )
     raise DeviceError(f"{device.name} has no latency model", "add `latency` to its file, see docs/targets.md")
 
 
@@ -140,7 +153,7 @@ def predict_onnx(
         ExportError: the file cannot be read, or leaves shapes open.
     """
     operators, (model, basis) = read_onnx(path, shapes), model_of(device)
-    found = model.predict(operators)
+    found, costs = model.predict(operators), onnx_costs(path, shapes)
     near = (found.ms / found.low) ** _P10_P90
     return Profile(
         target=device.name,
@@ -148,9 +161,9 @@ def predict_onnx(
         source="predicted",
         basis=basis,
         latency=Latency(found.ms, found.ms / near, found.ms * near),
-        flops=2 * total_macs(operators),
-        params=sum(operator.weights for operator in operators),
-        peak_memory_bytes=peak_memory_bytes(path, shapes),
+        flops=costs.flops,
+        params=costs.params,
+        peak_memory_bytes=costs.peak_memory_bytes,
         energy_mj=energy_mj(device, operators),
         error_pct=round(found.error_pct, 1),
         layers=_layers(operators, model) if layers else (),

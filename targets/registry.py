@@ -12,6 +12,7 @@ from typing import Literal
 from secateur.core.errors import DeviceError
 from secateur.targets.device import Device, Kind, get, names
 from secateur.targets.farm.target import FarmTarget, farm_target, farm_targets, is_farm
+from secateur.targets.nvidia import gpus
 from secateur.targets.runtimes import RUNTIMES
 
 Status = Literal["measured", "predicted", "unavailable"]
@@ -39,6 +40,7 @@ BASIS = {
     "soft_core": "from a model of the core, fitted to published figures",
     "roofline": "from the peaks of its data sheet alone",
     "routed": "from a cycle model and the routing of the workload, for models with experts",
+    "streamed": "from the reuse factors of a design that fits on the board, for models that hls4ml takes",
 }
 """Latency model of a device's file → what it comes from."""
 _MEASURE = {
@@ -49,6 +51,7 @@ _MEASURE = {
     "tensorrt": "run secateur on a machine with this GPU",
     "edge-moe": "synthesise the published accelerator for the board",
     "vitis-ai": "export with --to onnx and compile it with the vendor's tools for the board",
+    "hls4ml": "export with --to hls and synthesise it with the vendor's tools for the board",
 }
 _PACKAGE = {"tvm": '"secateur[tvm]"'}
 _NEEDS = {"ncnn": (RUNTIMES["ncnn"].packages, RUNTIMES["ncnn"].extra), "tvm": (("tvm", "tvm_ffi"), "tvm")}
@@ -57,8 +60,8 @@ _ELSEWHERE: tuple[Kind, ...] = ("gpu", "mobile", "fpga")
 
 
 def status() -> list[TargetStatus]:
-    """Every target: the devices of this version and of the user's folder, then the kinds of hardware out of reach."""
-    return [*map(_named_status, names()), *_farm_status(), *_elsewhere()]
+    """Every target: the devices of this version and of the user's folder, then those of the farm."""
+    return [*map(_named_status, names()), *_farm_status()]
 
 
 def status_of(name: str) -> TargetStatus:
@@ -67,21 +70,7 @@ def status_of(name: str) -> TargetStatus:
     Raises:
         DeviceError: no such device, or a mistake in its description.
     """
-    return next((each for each in _elsewhere() if each.name == name), None) or device_status(find(name))
-
-
-def _elsewhere() -> list[TargetStatus]:
-    return [
-        TargetStatus(
-            name=kind,
-            kind=kind,
-            status="unavailable",
-            reason=f"this version has no backend for {kind} targets",
-            how="export with --to onnx and time the file with a runtime of that device",
-        )
-        for kind in _ELSEWHERE
-        if kind not in names()
-    ]
+    return device_status(find(name))
 
 
 def find(name: str) -> Device:
@@ -113,19 +102,31 @@ def device_status(device: Device) -> TargetStatus:
     """What can be said of one device, a user's own included."""
     if isinstance(device, FarmTarget):
         return _status_on_farm(device)
-    if device.here and device.runtime in RUNTIMES:
+    if device.here and device.kind == "gpu" and gpus():
+        return TargetStatus(device.name, device.kind, "measured", f"on {gpus()[0]}")
+    if device.here and device.kind != "gpu" and device.runtime in RUNTIMES:
         return _status_here(device)
     if device.kind != "cpu" and device.latency is not None:
-        return TargetStatus(
-            device.name, device.kind, "predicted", BASIS[device.latency.model], _MEASURE[device.runtime]
-        )
+        why = "; ".join(filter(None, (BASIS[device.latency.model], stand_in(device))))
+        how = "run secateur on a machine with an NVIDIA GPU" if device.here else _MEASURE[device.runtime]
+        return TargetStatus(device.name, device.kind, "predicted", why, how)
     if device.kind != "cpu":
-        return TargetStatus(device.name, device.kind, "unavailable", f"this version has no backend for {device.kind}")
+        return TargetStatus(
+            device.name, device.kind, "unavailable", "its file names no latency model", "add one: see docs/targets.md"
+        )
     if importlib.util.find_spec(device.runtime) is None:
         reason = f"{device.runtime} is not installed"
         how = f"install it with: pip install {_PACKAGE.get(device.runtime, device.runtime)}"
         return TargetStatus(device.name, device.kind, "unavailable", reason, how)
     return TargetStatus(device.name, device.kind, "measured")
+
+
+def stand_in(device: Device) -> str | None:
+    """What a prediction is of, where that is another device: in words."""
+    if device.like is None:
+        return None
+    missing = "there is no NVIDIA GPU here, " if device.here and device.kind == "gpu" and not gpus() else ""
+    return f"{missing}as {device.like}"
 
 
 def _status_on_farm(target: FarmTarget) -> TargetStatus:

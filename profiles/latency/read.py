@@ -12,8 +12,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from secateur.core.costs import Costs
 from secateur.core.errors import ExportError
-from secateur.profiles.latency.operators import Operator, Shape
+from secateur.profiles.latency.operators import Operator, Shape, total_macs
 from secateur.profiles.latency.routed import with_routed_rows
 
 _KINDS = {
@@ -57,19 +58,29 @@ def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] 
     return _Reader(model.graph, Path(path)).operators()
 
 
-def peak_memory_bytes(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> int:
-    """Weights, and the largest sum of activations that exist at one time, in float32, for one sample.
+def onnx_costs(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> Costs:
+    """What a file's operators cost, in float32, for one sample.
 
-    Liveness in the order of the file: a value exists from the operator that makes it to the last one that reads it, and
-    while an operator runs, what it reads and what it writes both exist. Renamed memory (reshapes) and fused
-    activations count once, and what works element by element writes over an operand of the same size that nothing
-    else needs. Padding of a runtime's own layouts and workspace are not known from here, see docs/latency.md.
+    Peak memory is weights, and the largest sum of activations that exist at one time. Liveness in the order of the
+    file: a value exists from the operator that makes it to the last one that reads it, and while an operator runs,
+    what it reads and what it writes both exist. Renamed memory (reshapes) and fused activations count once, and what
+    works element by element writes over an operand of the same size that nothing else needs. Padding of a runtime's
+    own layouts and workspace are not known from here, see docs/latency.md.
 
     Raises:
         ExportError: as `read_onnx`.
     """
     graph = _inferred(Path(path), shapes or {}).graph
-    return 4 * _Reader(graph, Path(path)).peak_elements()
+    reader, weights = _Reader(graph, Path(path)), count_parameters(graph)
+    return Costs(2 * total_macs(reader.operators()), weights, 4 * reader.peak_elements(), 4 * weights)
+
+
+def count_parameters(graph: Any) -> int:
+    """Floating-point numbers among the weights of an `onnx.GraphProto`, those that several operators share once."""
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    return sum(prod(weight.dims) for weight in graph.initializer if weight.data_type in floats)
 
 
 def read_onnx_bytes(content: bytes) -> list[Operator]:

@@ -9,8 +9,8 @@ from operator import itemgetter
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli.boards import show_boards
 from secateur.cli.listing import table
-from secateur.cli.routed import show_routed
 from secateur.cli.slimming import show_elastic
 from secateur.core.bundle import Bundle
 from secateur.core.costs import LayerProfile, Profile
@@ -105,7 +105,7 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
         if other and other.source == "unavailable" != profile.source:
             console.print(f"{found.against} cannot be had on {other.target}: {other.reason}", style="dim")
     for other, profile in zip(others, found.profiles, strict=True):
-        show_routed(console, [*([(str(found.against), other)] if other else []), (found.name, profile)])
+        show_boards(console, [*([(str(found.against), other)] if other else []), (found.name, profile)])
         if profile.layers:
             show_layers(console, profile, other)
 

@@ -6,7 +6,7 @@ Convention: 1 MAC = 2 FLOPs; all figures are for one sample (batch 1) in float32
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Source = Literal["measured", "predicted", "published", "unavailable"]
@@ -106,3 +106,14 @@ class Profile:
             "layers": [asdict(layer) for layer in self.layers] or None,
             "details": dict(self.details) or None,
         }
+
+
+def with_ratios(profiles: Mapping[str, Profile], against: str | None) -> dict[str, Profile]:
+    """Profiles of several models on one target, with the speed-up that their latencies say over one of them."""
+    before = profiles[against].latency if against is not None else None
+    return {
+        name: replace(profile, speedup_against=before.median / profile.latency.median)
+        if before is not None and profile.latency is not None and name != against
+        else profile
+        for name, profile in profiles.items()
+    }

@@ -115,7 +115,7 @@ def benchmark(
     """
     where = places(targets)
     with Scratch() as temporary:
-        exports = Exports(Path(temporary), any(map(needs_onnx, where)))
+        exports = Exports(Path(temporary), any(map(needs_onnx, where)), shapes=shapes)
         subjects = dict([exports.subject(thing, "compressed", workload)])
         (name,) = subjects
         subjects |= exports.other(thing, name, against, workload)
@@ -134,11 +134,17 @@ def compared(found: Sequence[Mapping[str, Profile]], name: str, other: str | Non
 class Exports:
     """Makes ONNX files of what has none, in a temporary folder; nothing is exported where nothing can be measured.
 
-    `options` are of what is exported to other formats.
+    `options` are of what is exported to other formats, `shapes` of what ONNX files leave open.
     """
 
-    def __init__(self, folder: Path, needed: bool, options: Options = Options()) -> None:  # noqa: B008 - frozen
-        self._folder, self._needed, self._options = folder, needed, options
+    def __init__(
+        self,
+        folder: Path,
+        needed: bool,
+        options: Options = Options(),  # noqa: B008 - frozen
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self._folder, self._needed, self._options, self._shapes = folder, needed, options, shapes
 
     def subject(self, thing: Thing, prefix: str, workload: AnyWorkload | None = None) -> tuple[str, Subject]:
         """(name, subject) of what a user gave; `prefix` keeps the exported files of two things apart."""
@@ -147,7 +153,7 @@ class Exports:
             name = bundle.path.name
             return name if name != ORIGINAL else f"{name} (bundle)", self.bundle(bundle, prefix, workload)
         if isinstance(thing, os.PathLike) or (isinstance(thing, str) and thing.endswith(".onnx")):
-            return os.fspath(thing), Subject(Path(thing))
+            return os.fspath(thing), Subject.of_file(Path(thing), self._shapes)
         found = find_workload(thing)  # type: ignore[arg-type]
         return found.name, self.workload(found, prefix)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.core.costs import Costs, Profile
+from secateur.core.costs import Costs, Profile, with_ratios
 from secateur.core.errors import (
     DeviceError,
     ExportError,
@@ -20,15 +20,17 @@ from secateur.core.errors import (
     TargetUnavailableError,
 )
 from secateur.core.task import Workload
+from secateur.profiles.latency.read import onnx_costs
 from secateur.targets.compiled import measure_compiled
 from secateur.targets.cpu import inputs_of, measure_onnx
-from secateur.targets.device import Device, RoutedLatency
+from secateur.targets.device import Device, RoutedLatency, StreamedLatency
 from secateur.targets.farm.target import FarmTarget, is_farm
 from secateur.targets.here import measure_here
 from secateur.targets.predict import calibration_of, predict_onnx
-from secateur.targets.registry import TargetStatus, device_status, find, status
+from secateur.targets.registry import TargetStatus, device_status, find, stand_in, status
 from secateur.targets.runtimes import RUNTIMES, LocalRuntime
 from secateur.verbs.routed import measure_routed
+from secateur.verbs.streamed import measure_streamed
 
 Place = Device | TargetStatus
 """A device that can be measured from here or predicted, or why neither is possible."""
@@ -45,6 +47,14 @@ class Subject:
     """Makes the model in another format of `export/`, where there is more than the ONNX file."""
     workload: Callable[[], Workload] | None = None
     """The model as torch has it, with its data, where there is more than the ONNX file."""
+
+    @classmethod
+    def of_file(cls, onnx: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Subject:
+        """An ONNX file that anybody made, with the costs that can be read from it."""
+        try:
+            return cls(onnx, onnx_costs(onnx, shapes))
+        except ExportError:  # what a target makes of the file is that target's to say
+            return cls(onnx)
 
     def has(self, runtime: LocalRuntime) -> bool:
         """Whether there is a form of the model that a runtime executes."""
@@ -98,7 +108,7 @@ def is_predicted(place: Place) -> bool:
 
 def needs_onnx(place: Place) -> bool:
     """Whether a target's figures come from a model's ONNX file."""
-    return isinstance(place, Device) and not isinstance(place.latency, RoutedLatency)
+    return isinstance(place, Device) and not isinstance(place.latency, (RoutedLatency, StreamedLatency))
 
 
 def measure_everywhere(
@@ -194,10 +204,15 @@ def _measured(
     if isinstance(place.latency, RoutedLatency):
         routed = measure_routed(subjects, place, against, layers)
         return {name: filled(profile, subjects[name]) for name, profile in routed.items()}
+    if isinstance(place.latency, StreamedLatency):
+        streamed = measure_streamed(subjects, place, against)
+        return {name: filled(profile, subjects[name]) for name, profile in streamed.items()}
     if isinstance(place, FarmTarget) and not predict:
         return _on_farm(subjects, place, against, layers, shapes)
     if predict or is_predicted(place) or _only_predictable(subjects, place):
         return _predicted(subjects, place, against, layers, shapes)
+    if place.kind == "gpu":
+        return _on_gpu(subjects, place, against, layers, shapes)
     if place.runtime in RUNTIMES:
         if (place.settings.batch or 1) != 1:
             raise DeviceError(f"{place.name}: {place.runtime} runs one sample at a time here", "leave out batch")
@@ -246,10 +261,37 @@ def _on_farm(
         formless = runtime is not None and not all(subject.has(runtime) for subject in subjects.values())
         if target.latency is None or (isinstance(error, ExportError) and not formless):
             raise
-        why = f"not measured: {error.message}"
-        predicted = _predicted(subjects, target, against, layers, shapes)
-        return {name: replace(profile, reason=why, how=error.hint) for name, profile in predicted.items()}
+        return _predicted_instead(error, subjects, target, against, layers, shapes)
     return {name: filled(profile, subjects[name]) for name, profile in found.items()}
+
+
+def _on_gpu(
+    subjects: Mapping[str, Subject],
+    device: Device,
+    against: str | None,
+    layers: bool,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> dict[str, Profile]:
+    """Each subject's profile on the GPU of this machine; predicted, with the reason, where no runtime of it serves."""
+    from secateur.targets.gpu import Network, measure_gpu
+
+    networks = {name: Network(subject.onnx, subject.workload) for name, subject in subjects.items()}
+    try:
+        found = measure_gpu(networks, batch=device.settings.batch, shapes=shapes, against=against, target=device.name)
+    except TargetUnavailableError as error:
+        return _predicted_instead(error, subjects, device, against, layers, shapes)
+    return {name: filled(profile, subjects[name]) for name, profile in found.items()}
+
+
+def _predicted_instead(
+    error: SecateurError, subjects: Mapping[str, Subject], device: Device, *how: Any
+) -> dict[str, Profile]:
+    """Predictions that say why nothing was measured."""
+    why = "; ".join(filter(None, (stand_in(device), f"not measured: {error.message}")))
+    return {
+        name: replace(profile, reason=why, how=error.hint)
+        for name, profile in _predicted(subjects, device, *how).items()
+    }
 
 
 def _predicted(
@@ -263,11 +305,8 @@ def _predicted(
     profiles = {
         name: predict_onnx(device, subject.onnx, shapes=shapes, layers=layers) for name, subject in subjects.items()
     }
-    before = profiles[against].latency if against is not None else None
-    for name, profile in profiles.items():
-        if before is not None and profile.latency is not None and name != against:
-            profiles[name] = replace(profile, speedup_against=before.median / profile.latency.median)
-    return {name: filled(profile, subjects[name]) for name, profile in profiles.items()}
+    found = with_ratios(profiles, against)
+    return {name: filled(replace(profile, reason=stand_in(device)), subjects[name]) for name, profile in found.items()}
 
 
 def filled(profile: Profile, subject: Subject) -> Profile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from statistics import mean, median, quantiles
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from secateur.compress.experts.layers import look_for
 from secateur.compress.experts.routing import routing_tables
 from secateur.compress.experts.twin import twinned
-from secateur.core.costs import Latency, LayerProfile, Profile
+from secateur.core.costs import Latency, LayerProfile, Profile, with_ratios
 from secateur.core.errors import DeviceError
 from secateur.core.predict import takes_task
 from secateur.core.task import Workload
@@ -37,12 +37,7 @@ def measure_routed(
     Raises:
         DeviceError: a subject without a workload, or whose model has no experts.
     """
-    found = {name: _profile(name, subject, device, layers) for name, subject in subjects.items()}
-    before = found[against].latency if against is not None else None
-    for name, profile in found.items():
-        if before is not None and profile.latency is not None and name != against:
-            found[name] = replace(profile, speedup_against=before.median / profile.latency.median)
-    return found
+    return with_ratios({name: _profile(name, subject, device, layers) for name, subject in subjects.items()}, against)
 
 
 def _profile(name: str, subject: Subject, device: Device, layers: bool) -> Profile:

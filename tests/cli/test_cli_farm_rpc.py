@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 from shell import Secateur
+from tvm_service import free_port, served
 
 from secateur.core.bundle import Bundle
-
-sys.path.append(str(Path(__file__).parents[1] / "export"))
-from tvm_service import free_port, served
 
 needs_tvm = pytest.mark.skipif(not importlib.util.find_spec("tvm"), reason="needs secateur[tvm]")
 

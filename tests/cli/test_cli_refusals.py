@@ -132,8 +132,16 @@ def test_select_refuses(options: tuple[str, ...], words: str, secateur: Secateur
     secateur("select", bundle.path, *options).refused(2, words)
 
 
-def test_a_latency_on_a_target_that_is_not_here(secateur: Secateur, bundle: Bundle) -> None:
-    secateur("select", bundle.path, "--budget", "latency<=8ms", "--target", "fpga").refused(4, "no backend for fpga")
+@pytest.fixture
+def board(folder: Path) -> Path:
+    """A device that nothing measures or predicts."""
+    path = folder / "board.yaml"
+    path.write_text("{name: fpga:board, kind: fpga, title: A board, runtime: vitis-ai}")
+    return path
+
+
+def test_a_latency_on_a_target_that_is_not_here(secateur: Secateur, bundle: Bundle, board: Path) -> None:
+    secateur("select", bundle.path, "--budget", "latency<=8ms", "--target", board).refused(4, "no latency model")
 
 
 @pytest.mark.parametrize("command", ["verify", "select", "benchmark", "export", "report", "inspect"])
@@ -163,12 +171,12 @@ def spoil(path: Path, damage: str) -> str:
     return "changed or truncated"
 
 
-def test_a_target_that_is_missing_is_an_entry_and_an_exit_code(secateur: Secateur, bundle: Bundle) -> None:
-    alone = secateur("benchmark", bundle.path, "--target", "gpu", "--json")
+def test_a_target_that_is_missing_is_an_entry_and_an_exit_code(secateur: Secateur, bundle: Bundle, board: Path) -> None:
+    alone = secateur("benchmark", bundle.path, "--target", board, "--json")
     assert alone.code == 4
     assert [each["source"] for each in alone.document["results"]] == ["unavailable"]
     assert alone.document["error"]["kind"] == "target_unavailable"
-    both = secateur("benchmark", bundle.path, "--target", "cpu,gpu", "--json")
+    both = secateur("benchmark", bundle.path, "--target", f"cpu,{board}", "--json")
     assert both.code == 0
     assert [each["source"] for each in both.document["results"]] == ["measured", "unavailable"]
 

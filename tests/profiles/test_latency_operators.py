@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from secateur.core.errors import ExportError
 from secateur.profiles.latency.operators import Operator, total_macs
-from secateur.profiles.latency.read import peak_memory_bytes, read_onnx
+from secateur.profiles.latency.read import onnx_costs, read_onnx
 from secateur.profiles.latency.soft_core import CORES, cycles
 from secateur.profiles.latency.tables import latencies, networks
 from secateur.profiles.latency.terms import CPU, cpu_terms
@@ -88,7 +88,7 @@ def test_memory_is_what_exists_at_one_time(tmp_path: Path) -> None:
         helper.make_node("Add", ["flat", "kept"], ["y"]),
     ]
     path = save(tmp_path / "m.onnx", nodes, {"w": (8, 3, 1, 1)}, ["batch", 3, 4, 4])
-    assert peak_memory_bytes(path) == 4 * (24 + 2 * 128)  # a and b; y is written over one of them, x is gone
+    assert onnx_costs(path).peak_memory_bytes == 4 * (24 + 2 * 128)  # a and b; y is written over one of them, x is gone
 
 
 def test_an_operand_that_nothing_else_needs_is_written_over(tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_an_operand_that_nothing_else_needs_is_written_over(tmp_path: Path) -> N
     ]
     weights = {"w": (8, 3, 1, 1), "v": (8, 8, 1, 1)}
     path = save(tmp_path / "m.onnx", nodes, weights, [1, 3, 4, 4])
-    assert peak_memory_bytes(path) == 4 * (24 + 64 + 2 * 128)  # b and c; the sum is written over one of them
+    assert onnx_costs(path).peak_memory_bytes == 4 * (24 + 64 + 2 * 128)  # b and c; the sum is written over one of them
 
 
 def test_the_users_own_input_is_not_written_over(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", [helper.make_node("Sigmoid", ["x"], ["y"])], {}, [1, 3, 4, 4])
-    assert peak_memory_bytes(path) == 4 * 2 * 48
+    assert onnx_costs(path).peak_memory_bytes == 4 * 2 * 48
 
 
 def test_other_open_dimensions_are_asked_for(tmp_path: Path) -> None:

@@ -171,3 +171,18 @@ def test_a_file_whose_name_says_another_device_is_told(tmp_path: Path, monkeypat
     with pytest.raises(DeviceError, match=r"board\.yaml describes my-board") as caught:
         get("board")
     assert caught.value.hint == "write name: board, or rename the file"
+
+
+def test_a_device_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
+    text = "{name: fpga:mine, like: fpga:zcu104, title: Mine, latency: {model: soft_core, core: B512, clock: 200 MHz}}"
+    board, base = get(write(tmp_path, text)), get("fpga:zcu104")
+    assert (board.kind, board.runtime, board.energy_per_byte) == (base.kind, base.runtime, base.energy_per_byte)
+    assert (board.name, board.title, board.description) == ("fpga:mine", "Mine", "")
+    assert isinstance(board.latency, SoftCoreLatency)
+    assert board.latency.core == "B512"
+
+
+@pytest.mark.parametrize("like", ["fpga:no-such", "fpga", "3", "[cpu]", "''"])
+def test_like_names_a_device_that_describes_itself(like: str, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"like: .* is no device that describes itself"):
+        get(write(tmp_path, f"{{name: fpga:mine, title: Mine, like: {like}}}"))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from secateur.core.errors import ExportError
-from secateur.verbs.benchmark import benchmark
-
-sys.path.append(str(Path(__file__).parents[1] / "export"))
 from export_models import OddChannels, make_workload
 
+from secateur.core.errors import ExportError
 from secateur.export.onnx import to_onnx
+from secateur.verbs.benchmark import benchmark
 
 
 @pytest.mark.parametrize(("target", "package"), [("mobile", "pnnx"), ("cpu:openvino", "openvino")])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export_models import OddChannels, TwoInputs, make_workload
 from pydantic import ValidationError
 
 from secateur.core.errors import DeviceError, DeviceLostError, ExportError, OutputError, TargetUnavailableError
@@ -23,8 +24,6 @@ from secateur.targets.farm.reach import Adb, Local, Reach, Ssh
 
 pytest.importorskip("ncnn", reason="ncnn is not installed (the extra [mobile])")
 pytest.importorskip("pnnx", reason="pnnx is not installed (the extra [mobile])")
-sys.path.append(str(Path(__file__).parents[2] / "export"))
-from export_models import OddChannels, TwoInputs, make_workload
 
 from secateur.export.ncnn import to_ncnn
 from secateur.export.ncnn_session import NcnnModel, Signature

@@ -1,4 +1,5 @@
-"""What `benchmark` shows of an accelerator that works expert by expert: every task, with and without reordering."""
+"""What `benchmark` shows of designs for a board: what they take of it; and of one that works expert by expert, every
+task, with and without reordering."""
 
 from __future__ import annotations
 
@@ -11,8 +12,16 @@ from secateur.core.costs import Profile
 from secateur.profiles.report import units
 
 
-def show_routed(console: Console, profiles: Sequence[tuple[str, Profile]]) -> None:
-    """Tables of the profiles that have any: (name of the model, profile), all on one target."""
+def show_boards(console: Console, profiles: Sequence[tuple[str, Profile]]) -> None:
+    """What takes how much of a board, of the profiles that tell: (name of the model, profile), all on one target."""
+    _show_routed(console, profiles)
+    for name, profile in profiles:
+        if "resources" in profile.details:
+            console.print(f"{name}: {_design(profile)}", style="dim", soft_wrap=True)
+
+
+def _show_routed(console: Console, profiles: Sequence[tuple[str, Profile]]) -> None:
+    """Task by task."""
     found = [(name, profile) for name, profile in profiles if "on_chip" in profile.details]
     if not found:
         return
@@ -29,6 +38,15 @@ def show_routed(console: Console, profiles: Sequence[tuple[str, Profile]]) -> No
         console.print(f"{name}, task by task on {profile.target}", style="bold")
         console.print(shown)
         console.print(_on_chip(profile), style="dim", soft_wrap=True)
+
+
+def _design(profile: Profile) -> str:
+    """The pace of a design of its own for every layer, and what it takes."""
+    found = profile.details
+    taken = ", ".join(
+        f"{value:,} of {found['limits'][kind]:,} {kind.upper()}" for kind, value in found["resources"].items()
+    )
+    return f"an image every {units.milliseconds(found['interval_ms'])} on {found['board']}; an estimated {taken}"
 
 
 def _on_chip(profile: Profile) -> str:
