@@ -21,8 +21,11 @@ from torch.utils import _pytree as pytree
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Index, Keep
+from secateur.compress.dataflow.scales import Scale, scales
+from secateur.core.errors import ModelError
 from secateur.core.modes import forget
 from secateur.core.predict import as_args, takes_task
+from secateur.profiles.graph import capture_tasks
 
 WIDE = 40
 """Channels of a group of which the largest published ratio, 0.95, leaves two."""
@@ -36,10 +39,11 @@ EXACT = 1e-9
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cut model is wrong, and the path of the module that raised (empty when it only computes something else)."""
+    """Why a cut model is wrong, and the path of the module that raised, or that it `differs` from the masked model."""
 
     message: str
     module: str = ""
+    differs: bool = False
 
     def __str__(self) -> str:
         return f"{self.message}{f' in {self.module}' if self.module else ''}"
@@ -60,6 +64,17 @@ class Attempts:
         if key not in self._found:
             self._found[key] = self._try(names) if names else None
         return self._found[key]
+
+    def scales(self, names: Sequence[str]) -> list[Scale]:
+        """The numbers that the code computes from sizes, as a cut of every named group shows them."""
+        keep, components = next(self._draws(names)), self._groups.components.of
+        alive = np.ones(int(components.max(initial=-1)) + 1, dtype=bool)
+        alive[self._groups.gone(keep)] = False
+        try:
+            cut = capture_tasks(self._groups.cut(keep).eval(), self._inputs, self._tasks)
+        except ModelError:
+            return []
+        return scales(self._groups.graphs, cut, self._groups.labels, components, alive)
 
     def _try(self, names: Sequence[str]) -> Failure | None:
         for draw, keep in enumerate(self._draws(names)):
@@ -96,7 +111,7 @@ class Attempts:
         ]
         if differing and not (all(off <= SLIGHT for _, off in differing) and self._rounded(keep)):
             name, off = differing[0]
-            return Failure(f"output {name} differs from the masked model's by {off:.2g} (relative)")
+            return Failure(f"output {name} differs from the masked model's by {off:.2g} (relative)", differs=True)
         if train:
             with _watched(small, places):
                 outputs(small.train(), self._inputs, self._tasks, 0)

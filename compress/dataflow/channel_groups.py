@@ -20,6 +20,7 @@ from secateur.compress.dataflow.coupling import Coupling, channels_sized_in_code
 from secateur.compress.dataflow.groups import ChannelGroup, Groups, Keep, removed
 from secateur.compress.dataflow.mask import Masked, masked_state
 from secateur.compress.dataflow.replay import Replay
+from secateur.compress.dataflow.scales import Scale
 from secateur.compress.dataflow.space import Components
 from secateur.core.errors import BudgetError
 from secateur.core.modes import forget
@@ -37,6 +38,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         trains: whether training mode could be traced too, so that auxiliary heads are cut along.
         couplable: path of a module whose code may take one size from another → how (see `coupling`).
         bindings: the modules' integer attributes that count channels, which a cut rewrites.
+        scales: numbers that the code computes from sizes, which masks follow.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         bindings: tuple[Binding, ...] = (),
         removable: tuple[str, ...] = (),
         couplable: Mapping[str, Sequence[Coupling]] = MappingProxyType({}),
+        scales: Sequence[Scale] = (),
     ) -> None:
         self.model, self.graphs, self.labels, self.components = model, tuple(graphs), labels, components
         self.groups, self.dead, self.trains, self.removable = groups, dead, trains, removable
-        self.bindings, self.couplable = bindings, couplable
+        self.bindings, self.couplable, self.scales = bindings, couplable, tuple(scales)
 
     def settled(self, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
         """The same trace with what trial cuts found."""
@@ -66,7 +69,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
 
     def _like(self, model: nn.Module, groups: Groups, removable: tuple[str, ...]) -> ChannelGroups:
         same = self.graphs, self.labels, self.components, groups, self.dead, self.trains, self.bindings
-        return ChannelGroups(model, *same, removable, self.couplable)
+        return ChannelGroups(model, *same, removable, self.couplable, self.scales)
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return self.groups[name]
@@ -111,7 +114,8 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     @cached_property
     def masked(self) -> tuple[Masked, ...]:
         """One masking interpreter per graph."""
-        return tuple(Masked(Replay(graph, self.model), self.labels, self.components.of) for graph in self.graphs)
+        seen = self.labels, self.components.of, self.scales
+        return tuple(Masked(Replay(graph, self.model), *seen) for graph in self.graphs)
 
     def gone(self, keep: Keep) -> Index:
         """The components that a choice of channels removes, the pairs that go with them included."""

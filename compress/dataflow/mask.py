@@ -2,7 +2,8 @@
 
 The removed channels' slices of all member parameters are zeroed, so that they neither produce nor are read. Ops whose
 result depends on *how many* channels there are (a layer norm, a softmax, a mean over channels) run on the kept ones,
-and so do those that make something else than a number of the zeros of a removed one (a division).
+and so do those that make something else than a number of the zeros of a removed one (a division). Numbers that the
+code computes from sizes follow them (`scales`).
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from secateur.compress.dataflow.groups import Groups, Index, Keep, removed
 from secateur.compress.dataflow.replay import Replay
+from secateur.compress.dataflow.scales import Alive, Following, Scale
 from secateur.compress.dataflow.space import Channels
 from secateur.profiles.graph import op_name
 from secateur.profiles.macs import arguments
-
-Alive = NDArray[np.bool_]
-"""Component → whether it stays."""
 
 _NORMALISING = frozenset(
     {"layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize", "batch_norm",
@@ -63,8 +61,12 @@ def masked_state(groups: Groups, keep: Keep, state: Mapping[str, Tensor]) -> dic
 class Masked:
     """One graph run without the channels of some components."""
 
-    def __init__(self, replay: Replay, labels: Mapping[Node, Any], component_of: Channels) -> None:
+    def __init__(
+        self, replay: Replay, labels: Mapping[Node, Any], component_of: Channels, scales: Sequence[Scale] = ()
+    ) -> None:
         self.replay, self._components = replay, int(component_of.max(initial=-1)) + 1
+        own = [scale for scale in scales if scale.node in replay.graph.live]
+        self._following = Following(own, labels, component_of)
         self._sensitive = {
             node: found
             for node in replay.graph.compute
@@ -73,13 +75,14 @@ class Masked:
 
     def run(self, inputs: Any, state: Mapping[str, Tensor], gone: Index, **options: Any) -> tuple[list[Any], Any]:
         """As `Replay.run`, with the components `gone` removed; `state` must be masked accordingly."""
-        if not self._sensitive or len(gone) == 0:
+        if not (self._sensitive or self._following) or len(gone) == 0:
             return self.replay.run(inputs, state, **options)
         alive = np.ones(self._components, dtype=bool)
         alive[gone] = False
         return self.replay.run(inputs, state, call=lambda *call: self._call(alive, *call), **options)
 
     def _call(self, alive: Alive, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self._following.arguments(node, args, kwargs, alive)
         dims = self._sensitive.get(node)
         if dims is None:
             return self.replay.execute(node, args, kwargs)

@@ -23,6 +23,7 @@ from secateur.compress.dataflow.coupling import Coupling, couplable, couple
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
 from secateur.compress.dataflow.rules import Labels, Op, find_rule, refuse
+from secateur.compress.dataflow.scales import Scale
 from secateur.compress.dataflow.space import Channels, Space
 from secateur.compress.dataflow.trial import settle
 from secateur.core.errors import ModelError
@@ -62,13 +63,18 @@ def training_graphs(model: nn.Module, inputs: Any, tasks: tuple[str, ...]) -> li
 
 
 def from_graphs(
-    model: nn.Module, graphs: Sequence[Graph], training: Sequence[Graph] = (), couplings: Collection[Coupling] = ()
+    model: nn.Module,
+    graphs: Sequence[Graph],
+    training: Sequence[Graph] = (),
+    couplings: Collection[Coupling] = (),
+    scales: Sequence[Scale] = (),
 ) -> ChannelGroups:
     """As `trace`, from graphs that were captured before.
 
     Args:
         couplings: module classes whose code takes one size from another (`b, n, c = x.shape`), so that both must stay
             the same.
+        scales: numbers that the code computes from sizes, as trial cuts found them.
     """
     flow = Flow(model)
     for graph in (*graphs, *training):
@@ -79,8 +85,9 @@ def from_graphs(
     groups = grouped(flow.parameters, components, flow.roles())
     sizes, ways = bindings(*seen, components), couplable(*seen, flow.space, components)
     return ChannelGroups(
-        model, graphs, flow.labels, components, groups, _dead(graphs, model), bool(training), sizes, couplable=ways
-    )
+        model, graphs, flow.labels, components, groups, _dead(graphs, model), bool(training), sizes, couplable=ways,
+        scales=scales,
+    )  # fmt: skip
 
 
 class Flow:

@@ -3,7 +3,8 @@
 The graph shows the sizes of one trace; a user's code may hold some of them as constants (`x.split(16, 1)`,
 `x.view(b, 8, 64)`) or take them from another tensor's shape. All groups are cut in a copy at once; where its forward
 fails inside a module whose code may take one size from another, those sizes are tied in modules of that class (see
-`coupling`); where that does not help, what fails is found by halving, and kept whole.
+`coupling`); where it computes something else, numbers are looked for that the code computes from sizes (see `scales`);
+where neither helps, what fails is found by halving, and kept whole.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from secateur.compress.dataflow.attempt import Attempts, Failure, difference, ki
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.coupling import Coupling
 from secateur.compress.dataflow.groups import Groups
+from secateur.compress.dataflow.scales import Scale
 
-Walk = Callable[[Collection[Coupling]], ChannelGroups]
-"""The groups, with the sizes in the code of some module classes coupled."""
+Walk = Callable[[Collection[Coupling], Sequence[Scale]], ChannelGroups]
+"""The groups, with the sizes in the code of some module classes coupled, and numbers that follow sizes."""
 
 
 def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
@@ -39,10 +41,10 @@ def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
 def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGroups, dict[str, str]]:
     """The groups, with module classes coupled while a trial fails inside of one for which that helps; and those that
     fail however classes are coupled, with the reason."""
-    state = _Trial(walk, inputs, tasks, frozenset())
+    state = _Trial(walk, inputs, tasks)
     bad: dict[str, str] = {}
     while failure := state.fails(bad):
-        better = _better(state, failure, bad)
+        better = (state.scaled(bad) if failure.differs else None) or _better(state, failure, bad)
         if better is not None:
             state, bad = better, {}
         else:
@@ -58,10 +60,12 @@ class _Trial:
     walk: Walk
     inputs: Any
     tasks: Sequence[str]
-    couplings: frozenset[Coupling]
+    couplings: frozenset[Coupling] = frozenset()
+    scales: tuple[Scale, ...] = ()
 
     def __post_init__(self) -> None:
-        self.groups = self.walk(self.couplings)
+        self.groups = self.walk(self.couplings, self.scales)
+        self._looked = False
         self.attempts = Attempts(self.groups, self.inputs, self.tasks)
 
     def rest(self, bad: Collection[str]) -> list[str]:
@@ -72,7 +76,17 @@ class _Trial:
         return self.attempts(self.rest(bad))
 
     def coupled(self, coupling: Coupling) -> _Trial:
-        return _Trial(self.walk, self.inputs, self.tasks, self.couplings | {coupling})
+        return replace(self, couplings=self.couplings | {coupling})
+
+    def scaled(self, bad: Collection[str]) -> _Trial | None:
+        """With numbers that follow sizes and were not known to, as a cut of all groups but these shows them; None where
+        it shows no more."""
+        if self._looked:
+            return None
+        self._looked = True
+        known = {(scale.node, scale.place) for scale in self.scales}
+        fresh = [each for each in self.attempts.scales(self.rest(bad)) if (each.node, each.place) not in known]
+        return replace(self, scales=(*self.scales, *fresh)) if fresh else None
 
     @property
     def reach(self) -> int:

@@ -177,8 +177,8 @@ class Casting(Block):
 
 
 class ScaleFromWidth(Block):
-    """Scores are scaled by the width that is found at run time, which a mask does not change: heads go whole, and the
-    stream by as many channels."""
+    """Scores are scaled by the width that is found at run time, which masks follow; heads and their width make the
+    stream's."""
 
     def __init__(self) -> None:
         super().__init__()

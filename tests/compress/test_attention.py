@@ -12,6 +12,7 @@ from attention_models import (
     TOKENS,
     WIDTH,
     Around,
+    ByHand,
     Constant,
     Einsum,
     FromOutside,
@@ -32,6 +33,7 @@ from secateur.profiles.count import count
 
 PRUNABLE: dict[Callable[[], nn.Module], list[int]] = {
     Fused: [24, 4, 6, 4, 6],
+    ByHand: [24, 4, 6, 4, 6],
     FromOutside: [4, 6],
     Grouped: [24, 2, 4, 2, 4],
     Torch: [4, 6],

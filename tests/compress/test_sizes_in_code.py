@@ -39,7 +39,7 @@ PRUNABLE = {
     ListOfSizes: [15, 8],
     Pairs: [15, 5],
     Casting: [15, 8],
-    ScaleFromWidth: [3],
+    ScaleFromWidth: [3, 5],
     Shortened: [15, 7, 6],
     Gated: [15],
     Windows: [3, 5],
