@@ -127,6 +127,15 @@ def test_a_parametrised_weight_is_cut_or_refused_but_never_wrong() -> None:
     assert_same(outputs(groups.cut(keep), x), masked_outputs(groups, keep, x))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_a_weight_that_autograd_computed_is_refused_with_what_to_take_instead() -> None:
+    model = small()
+    torch.nn.utils.weight_norm(model[3])
+    with pytest.raises(ModelError, match=r'"3\.weight" was computed from other tensors') as caught:
+        trace(model, inputs())
+    assert "torch.nn.utils.parametrizations" in caught.value.hint
+
+
 def test_writing_in_place_over_an_alias_is_followed() -> None:
     class Aliasing(nn.Module):
         def __init__(self) -> None:
