@@ -82,7 +82,7 @@ CASES: dict[str, Callable[[int], Middle]] = {
     "matrix_transpose": lambda c: lambda x: (x.flatten(2).mT * 2).mT[..., None],
     "complex_numbers": lambda c: lambda x: torch.view_as_real(torch.fft.rfft2(x)).flatten(3),
     "triangle": lambda c: lambda x: x.tril(),
-    "einsum": lambda c: lambda x: torch.einsum("nchw,nc->nchw", x, x.mean((2, 3))),
+    "einsum": lambda c: lambda x: torch.einsum("nc...,nd,nc->nd...", x, x.mean((2, 3)), torch.einsum("...hw->...", x)),
     "matmul": lambda c: lambda x: (x.flatten(2) @ x.flatten(2).mT @ x.flatten(2)).view_as(x),
     "addmm": lambda c: lambda x: torch.baddbmm(x.flatten(2), x.flatten(2), ones(x))[..., None],
     "attention": lambda c: lambda x: F.scaled_dot_product_attention(

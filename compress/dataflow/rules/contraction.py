@@ -157,9 +157,13 @@ def _mask_scores(op: Op, mask: Labels, query: Labels) -> None:
 def einsum(op: Op) -> Labels:
     """Dimensions that share a letter are the same channels."""
     inputs, arrow, result = str(op["equation"]).replace(" ", "").partition("->")
-    operands = list(zip(op["tensors"], inputs.split(","), strict=True))
-    if "..." in inputs or not arrow:
+    if not arrow:
         return refuse(op)
+    operands = [
+        (node, _spelt_out(letters, len(op.shape_of(node))))
+        for node, letters in zip(op["tensors"], inputs.split(","), strict=True)
+    ]
+    result = _spelt_out(result, len(op.shape))
     found: dict[str, Channels | None] = {}
     for node, letters in operands:
         for dim, letter in enumerate(letters):
@@ -170,6 +174,12 @@ def einsum(op: Op) -> Labels:
                 op.tie(found[letter], channels)
             found[letter] = channels if found.get(letter, channels) is not None else None
     return {dim: channels for dim, letter in enumerate(result) if (channels := found.get(letter)) is not None}
+
+
+def _spelt_out(letters: str, ndim: int) -> str:
+    """A letter for each dimension: those under an ellipsis are numbered from the right, as they are broadcast."""
+    hidden = ndim - len(letters.replace("...", ""))
+    return letters.replace("...", "".join(chr(ord("0") + place) for place in reversed(range(hidden))))
 
 
 @rule("embedding")
