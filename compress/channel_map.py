@@ -264,6 +264,7 @@ def _convolution(module: Any, parts: _Parts) -> None:
     """A group of filters that is gone as a whole, as a depthwise filter is, is one group less."""
     weight = module.weight
     if isinstance(module, _ConvTransposeNd):
+        module.groups = _rows_left(parts, module.in_channels, module.groups)
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
         return
     module.groups = _rows_left(parts, module.out_channels, module.groups)

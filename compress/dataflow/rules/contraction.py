@@ -42,14 +42,19 @@ def transposed_convolution(op: Op) -> Labels:
     _fix_all_but(op, x, (0, 1), "convolved dimension")
     _fix_all_but(op, weight, (0, 1), "kernel size")
     op.tie(x.get(1), weight.get(0))
-    produced = weight.get(1)
-    if groups > 1:
-        for channels in (weight.get(0), produced):
-            op.fix(channels, "grouped transposed convolution")
-        op.fix(op.labels("bias").get(0), "grouped transposed convolution")
-        return _batch(x)
+    produced = weight.get(1) if groups == 1 else _grouped_transposed(op, x.get(1), weight.get(1), groups)
     _tie_bias(op, produced)
     return _batch(x) | ({1: produced} if produced is not None else {})
+
+
+def _grouped_transposed(op: Op, x: Channels | None, inner: Channels | None, groups: int) -> Channels | None:
+    """Depthwise: output channels follow their input channel. Grouped: every group keeps the same channels."""
+    if x is not None and len(x) == groups:
+        op.fix(inner, "several outputs of one channel")
+        return np.repeat(x, op.shape[1] // groups)
+    if x is not None:
+        op.space.tie_rows(x, groups)
+    return None if inner is None else np.tile(inner, groups)
 
 
 def _grouped(op: Op, x: Channels | None, inner: Channels | None, produced: Channels | None, groups: int) -> None:

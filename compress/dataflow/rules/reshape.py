@@ -231,6 +231,15 @@ def split(op: Op) -> list[Labels]:
     return [{**rest, dim: labels[dim][end - size : end]} for size, end in zip(sizes, ends, strict=True)]
 
 
+@rule("glu")
+def glu(op: Op) -> Labels:
+    """One half gates the other: both keep the same channels."""
+    labels, dim = dict(op.labels("self")), op.dim("dim", "self")
+    if dim in labels:
+        labels[dim] = op.space.tie_rows(labels[dim], 2)
+    return labels
+
+
 @rule("slice", "narrow")
 def slice_(op: Op) -> Labels:
     """A range of one dimension; one that tiles the dimension stands for equal parts: x[:, : c // 2], x[:, ::2]."""
