@@ -112,6 +112,13 @@ def _routed_experts(node: Node, given: dict[str, Any]) -> list[Term]:
     return [Term(products * chosen, (*_dims(given["x"]), (given["up"], 1)))]
 
 
+def _recurrent(node: Node, given: dict[str, Any]) -> list[Term]:
+    """Every step multiplies by every weight matrix: [N, steps, inputs], or [steps, N, inputs]."""
+    x = given["input"]
+    matrices = [weight for weight in given["params"] if len(shape(weight)) == 2]
+    return [Term(1, (*_dims(x)[:-1], (weight, 0), (weight, 1))) for weight in matrices]
+
+
 def _tensordot(node: Node, given: dict[str, Any]) -> list[Term]:
     return [Term(1, (*_dims(node), *(_dim(given["self"], dim) for dim in given["dims_self"])))]
 
@@ -148,6 +155,7 @@ RULES: dict[str, Callable[[Node, dict[str, Any]], list[Term]]] = {
     "addmm": _product("mat1"),
     "baddbmm": _product("batch1"),
     "tensordot": _tensordot,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "routed_experts": _routed_experts,

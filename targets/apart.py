@@ -84,7 +84,7 @@ class Process:
             arrays: dict[str, Any] = {f"input_{index:03}": value for index, value in enumerate(inputs)}
             np.savez(stored, allow_pickle=False, **arrays)
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "secateur.targets.worker"],
+                [sys.executable, "-P", "-m", "secateur.targets.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

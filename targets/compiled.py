@@ -20,7 +20,7 @@ from secateur.export.onnx_session import open_session
 from secateur.export.runtime import Array
 from secateur.profiles.timing import speedup, summarise
 from secateur.targets.apart import Artefact, sample_apart
-from secateur.targets.cpu import Shapes, make_inputs
+from secateur.targets.cpu import Shapes, batches, make_inputs
 from secateur.targets.onnx_layers import count_parameters
 
 Maker = Callable[[Path, Path, Mapping[str, Array]], Path]
@@ -60,9 +60,10 @@ def measure_compiled(
         samples = sample_apart(
             artefacts, inputs, threads=threads, warmup_s=warmup_s, limit_s=limit_s, precision=precision
         )
-    backend = f"{runtime} {_version(runtime)}, threads {threads}, batch {batch}"
+    samples_each = batches(inputs)
     profiles = {}
     for name in files:
+        backend = f"{runtime} {_version(runtime)}, threads {threads}, batch {samples_each[name]}"
         profile = Profile(
             target or f"cpu:{runtime}", backend, "measured", summarise(samples[name]), params=params[name]
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -73,10 +74,12 @@ def measure_onnx(
     runs = {name: _Run(path, threads, batch, shapes or {}) for name, path in files.items()}
     calls = {name: run.call for name, run in runs.items()}
     samples = sample(calls, warmup_s=warmup_s, limit_s=limit_s, precision=precision)
-    backend = f"onnxruntime {importlib.metadata.version('onnxruntime')}, threads {threads}, batch {batch}"
+    samples_each = batches({name: list(run.feed.values()) for name, run in runs.items()})
+    backend = f"onnxruntime {importlib.metadata.version('onnxruntime')}, threads {threads}, batch {{}}"
     profiles = {}
     for name, run in runs.items():
-        profile = Profile(target, backend, "measured", summarise(samples[name]), params=count_parameters(run.path))
+        measured, told = summarise(samples[name]), backend.format(samples_each[name])
+        profile = Profile(target, told, "measured", measured, params=count_parameters(run.path))
         if against is not None and name != against:
             profile = replace(profile, speedup_against=speedup(samples[against], samples[name]).median)
         profiles[name] = replace(profile, layers=run.layers() if layers else ())
@@ -90,8 +93,8 @@ class _Run:
         self.path = Path(path)
         self._threads = threads
         self._session = open_session(self.path, threads)
-        self._feed = make_inputs(self._session.get_inputs(), self.path, batch, shapes)
-        self.call = partial(self._session.run, None, self._feed)
+        self.feed = make_inputs(self._session.get_inputs(), self.path, batch, shapes)
+        self.call = partial(self._session.run, None, self.feed)
         try:
             self.call()
         except Exception as error:  # ONNX Runtime's errors share no base class
@@ -101,7 +104,22 @@ class _Run:
             ) from error
 
     def layers(self) -> tuple[LayerProfile, ...]:
-        return profile_layers(self.path, self._feed, self._threads)
+        return profile_layers(self.path, self.feed, self._threads)
+
+
+def batches(inputs: Mapping[str, Sequence[np.ndarray[Any, Any]]]) -> dict[str, int]:
+    """How many samples a call of each model computes, as the first dimension of its first input says.
+
+    Warns:
+        UserWarning: they differ, so that latencies are of different work.
+    """
+    found = {name: int(given[0].shape[0]) if given and given[0].ndim > 1 else 1 for name, given in inputs.items()}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in found.items())
+        warnings.warn(
+            f"the models are called with different numbers of samples ({told}): compare with care", stacklevel=2
+        )
+    return found
 
 
 def inputs_of(path: Path, shapes: Shapes, batch: int = 1) -> list[np.ndarray[Any, Any]]:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.core.errors import DeviceError
 
 Kind = Literal["cpu", "gpu", "mobile", "fpga"]
 LARGEST_FILE = 64 * 1024
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 _MILLI = {"k": 1e3, "": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "f": 1e-15}
@@ -42,6 +41,17 @@ def _parse_figure(text: Any, *, unit: str, prefixes: dict[str, float], least: st
     if not prefixes[least] <= value <= prefixes[most]:
         raise ValueError(f"{text!r} is beyond what hardware has, 1 {least}{unit} to 1 {most}{unit}: check its unit")
     return value
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """A safe loader, in C where there is one, that takes no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice} stands twice")
+        return super().construct_mapping(node, deep=deep)
 
 
 class _Model(BaseModel):
@@ -100,7 +110,7 @@ class SoftCoreLatency(_Model):
     """Predicted by the model of a systolic soft core, see `secateur.profiles.latency.soft_core`."""
 
     model: Literal["soft_core"]
-    core: str
+    core: Literal["B512", "B800", "B1024", "B1152", "B1600", "B2304", "B3136", "B4096"]
     clock: Annotated[float, _unit("Hz", _DECIMAL, "M", "G")]
     board: str = ""
 
@@ -126,7 +136,7 @@ class StreamedLatency(_Model):
     one of `secateur.export.hls_resources.BOARDS`, `width` the bits of every number."""
 
     model: Literal["streamed"]
-    board: str
+    board: Literal["zcu102", "zcu104", "kv260", "pynq-z2"]
     width: int = Field(default=16, ge=2, le=32)
 
 
@@ -141,6 +151,9 @@ class Settings(_Model):
 
     threads: int | None = Field(default=None, ge=1, le=1024)  # None: all cores of this process
     batch: int = Field(default=1, ge=1, le=65536)
+
+
+RUNS_HERE = ("onnxruntime", "openvino", "tvm", "ncnn")
 
 
 class Device(_Model):
@@ -161,6 +174,16 @@ class Device(_Model):
     energy_per_mac: Energy | None = None
     energy_per_byte: Energy | None = None
     latency: LatencyModel | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Device:
+        if self.kind == "cpu" and self.runtime not in RUNS_HERE:
+            raise ValueError(f"kind: cpu is this machine, which runs {', '.join(RUNS_HERE)}, not {self.runtime}")
+        if self.here and self.kind == "mobile" and self.runtime not in ("ncnn", "openvino"):
+            raise ValueError(f"here: {self.runtime} on this machine is a target of kind cpu")
+        if isinstance(self.latency, RooflineLatency) and (self.compute is None or self.bandwidth is None):
+            raise ValueError("latency: a roofline needs compute and bandwidth")
+        return self
 
 
 def get(name: str | os.PathLike[str]) -> Device:
@@ -229,14 +252,14 @@ def _first_mistake(error: ValidationError) -> str:
     """Key and reason; an unknown key comes first, since it is likelier misspelt than another one is missing."""
     first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, first['loc']))}: {reason}"
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), reason)))
 
 
 def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise DeviceError(f"{path} is too large for a device description", f"at most {LARGEST_FILE} bytes are read")
-        return yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # noqa: S506 - a safe loader, in C where there is one
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise DeviceError(f"cannot read {path}: {error.strerror}", "give the path of a device's YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:

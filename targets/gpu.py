@@ -26,7 +26,7 @@ from secateur.core.errors import DeviceError, ExportError, MissingExtraError, Ta
 from secateur.core.predict import batch_size, predict
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
-from secateur.export.onnx_session import open_session
+from secateur.export.onnx_session import open_session, runtime_reason
 from secateur.export.runtime import Array
 from secateur.export.tensorrt_format import TensorRtModel, build, import_tensorrt, offered, require_gpu
 from secateur.profiles.timing import Call, sample, speedup, summarise
@@ -112,6 +112,12 @@ def _ready(networks: Mapping[str, Network], engine: Engine, folder: Path, how: H
         place = folder / str(number)
         place.mkdir()
         calls[name] = engine(network, place, how)
+        try:
+            calls[name]()
+        except Exception as error:  # runtimes' errors share no base class
+            raise ExportError(
+                f"{network.onnx.name} does not run: {runtime_reason(error)}", "give the shapes of its inputs"
+            ) from error
     return calls
 
 

@@ -18,7 +18,7 @@ from secateur.profiles.latency.kernels import KernelModel
 from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
 from secateur.profiles.latency.read import onnx_costs, read_onnx
-from secateur.profiles.latency.soft_core import SoftCore, moved_bytes
+from secateur.profiles.latency.soft_core import SoftCore
 from secateur.profiles.latency.table import LatencyModel
 from secateur.targets.calibration.run import calibrated
 from secateur.targets.device import (
@@ -65,7 +65,7 @@ class Roofline:
         return [1e3 * (self.operator_s + self._seconds(each)) for each in operators]
 
     def _seconds(self, operator: Operator) -> float:
-        moved = FLOAT_BYTES * moved_bytes(operator)
+        moved = FLOAT_BYTES * operator.elements_moved
         return max(2 * operator.macs / self.compute, moved / self.bandwidth) / self.use
 
 
@@ -178,13 +178,13 @@ def energy_mj(device: Device, operators: Sequence[Operator]) -> float | None:
     if device.energy_per_mac is None or device.energy_per_byte is None:
         return None
     width = 1 if device.runtime == "vitis-ai" else FLOAT_BYTES
-    moved = width * sum(map(moved_bytes, operators))
+    moved = width * sum(operator.elements_moved for operator in operators)
     joules = total_macs(operators) * device.energy_per_mac.value + moved * device.energy_per_byte.value
     return 1e3 * joules
 
 
 def _layers(operators: Sequence[Operator], model: LatencyModel) -> tuple[LayerProfile, ...]:
     return tuple(
-        LayerProfile(each.name, each.kind, 2 * each.macs, FLOAT_BYTES * moved_bytes(each), ms)
+        LayerProfile(each.name, each.kind, 2 * each.macs, FLOAT_BYTES * each.elements_moved, ms)
         for each, ms in zip(operators, model.layers(operators), strict=True)
     )

@@ -65,7 +65,8 @@ def scales(
 
 def _numbers(node: Node) -> Iterator[tuple[int | str, float]]:
     """The numbers among a call's arguments, by place or name."""
-    for place, value in (*enumerate(node.args), *node.kwargs.items()):
+    given: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+    for place, value in given:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield place, float(value)
 

@@ -28,10 +28,12 @@ class Operator:
         kind: what it does, see FAMILIAR; `matmul` is a product of two activations.
         inputs: shapes of its activations without the batch: (channels, height, width), or fewer dimensions.
         output: shape of its (first) result.
-        kernel, stride, dilation, groups: of a convolution or pooling window.
+        kernel, stride, dilation, groups: of a convolution or pooling window; of a 3-D one, the first two sizes of the
+            kernel are multiplied.
         weights: number of weights, biases left out.
         function: of an activation, also when fused: `relu`, `swish`, ...
         name: of the layer in the user's model, where known.
+        multiplications: of a product for which the shapes above do not tell them.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Operator:
     weights: int = 0
     function: str = ""
     name: str = ""
+    multiplications: int = 0
 
     @property
     def elements_in(self) -> int:
@@ -74,6 +77,8 @@ class Operator:
     @property
     def macs(self) -> int:
         """Multiplications of a convolution, linear layer or matrix product; 0 for others."""
+        if self.multiplications:
+            return self.multiplications
         if self.kind == "linear":
             return self.weights * max(1, self.elements_out // max(self.output[-1], 1))
         if self.kind == "matmul":
@@ -81,7 +86,13 @@ class Operator:
         if self.kind not in CONVOLUTIONS:
             return 0
         ins, outs = self.channels
-        return self.pixels * outs * ins // self.groups * self.taps
+        pixels = prod(self.inputs[0][1:]) if self.kind == "deconv" else self.pixels
+        return pixels * outs * ins // self.groups * self.taps
+
+    @property
+    def elements_moved(self) -> int:
+        """Weights and activations that are read and written, each once; a reshape moves nothing."""
+        return 0 if self.kind == "reshape" else self.weights + self.elements_in + self.elements_out
 
 
 def total_macs(operators: Sequence[Operator]) -> int:

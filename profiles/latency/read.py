@@ -31,7 +31,8 @@ _KINDS = {
     "LogSoftmax": "softmax", "BatchNormalization": "norm", "LayerNormalization": "layernorm",
     "InstanceNormalization": "layernorm", "GroupNormalization": "layernorm", "Pad": "concat", "Expand": "concat",
     "Tile": "concat", "DepthToSpace": "shuffle", "SpaceToDepth": "shuffle", "TopK": "softmax", "ArgMax": "reduce",
-    "Equal": "elementwise", "NonZero": "reduce", "ScatterND": "slice",
+    "Equal": "elementwise", "NonZero": "reduce", "ScatterND": "slice", "QLinearConv": "conv", "ConvInteger": "conv",
+    "LSTM": "linear", "GRU": "linear", "RNN": "linear",
 }  # fmt: skip
 _FUNCTIONS = {
     "Relu": "relu", "LeakyRelu": "relu", "Clip": "relu", "Sigmoid": "sigmoid", "HardSigmoid": "hswish",
@@ -43,6 +44,11 @@ _SILENT = frozenset(("Cast", "Identity", "Dropout", "QuantizeLinear", "Dequantiz
 _FUSES = frozenset(("Relu", "LeakyRelu", "Clip", "BatchNormalization"))
 """What ncnn and ONNX Runtime compute together with the convolution or linear layer before it."""
 _PRODUCTS = ("conv", "deconv", "linear")
+_MATRICES = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_QUANTISED = {"DequantizeLinear": 0, "ConvInteger": 1, "MatMulInteger": 1, "QLinearConv": 3, "QLinearMatMul": 3}
+"""Operator → which of its operands are weights in whole numbers."""
+_CHOOSING = ("If", "Loop", "Scan")
 
 
 def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> list[Operator]:
@@ -52,10 +58,13 @@ def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] 
         shapes: input name → shape, for inputs with open dimensions other than the first.
 
     Raises:
-        ExportError: a file that is missing, truncated or not ONNX, or whose shapes stay unknown.
+        ExportError: a file that is missing, truncated or not ONNX, whose shapes stay unknown, that chooses while it
+            runs what to compute, or that computes nothing.
     """
-    model = _inferred(Path(path), shapes or {})
-    return _Reader(model.graph, Path(path)).operators()
+    found = _reader(path, shapes).operators()
+    if not found:
+        raise ExportError(f"{path} computes nothing that takes time", "give a model with operators")
+    return found
 
 
 def onnx_costs(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> Costs:
@@ -70,17 +79,27 @@ def onnx_costs(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
     Raises:
         ExportError: as `read_onnx`.
     """
-    graph = _inferred(Path(path), shapes or {}).graph
-    reader, weights = _Reader(graph, Path(path)), count_parameters(graph)
+    reader = _reader(path, shapes)
+    weights = count_parameters(reader.graph)
     return Costs(2 * total_macs(reader.operators()), weights, 4 * reader.peak_elements(), 4 * weights)
 
 
 def count_parameters(graph: Any) -> int:
-    """Floating-point numbers among the weights of an `onnx.GraphProto`, those that several operators share once."""
+    """Weights of an `onnx.GraphProto`, those that several operators share once: floating-point numbers, also where
+    they stand in a node, and whole numbers that a quantised operator multiplies by."""
     from onnx import TensorProto
 
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    return sum(prod(weight.dims) for weight in graph.initializer if weight.data_type in floats)
+    stored = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].t.dims:
+            stored[node.output[0]] = node.attribute[0].t
+    quantised = {
+        node.input[place]
+        for node in graph.node
+        if (place := _QUANTISED.get(node.op_type)) is not None and place < len(node.input)
+    }
+    return sum(prod(weight.dims) for name, weight in stored.items() if weight.data_type in floats or name in quantised)
 
 
 def read_onnx_bytes(content: bytes) -> list[Operator]:
@@ -89,6 +108,10 @@ def read_onnx_bytes(content: bytes) -> list[Operator]:
 
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
     return _Reader(model.graph, Path("model.onnx")).operators()
+
+
+def _reader(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None) -> _Reader:
+    return _Reader(_inferred(Path(path), shapes or {}).graph, Path(path))
 
 
 def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
@@ -104,9 +127,11 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
     if not model.graph.node:
         raise ExportError(f"{path} holds no operators", "the file may be truncated: copy or export it again")
     constant = {weight.name for weight in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name not in constant:
-            _close(value, path, shapes.get(value.name))
+    inputs = {value.name: value for value in model.graph.input if value.name not in constant}
+    if unknown := sorted(shapes.keys() - inputs.keys()):
+        raise ExportError(f"{path} has no input {unknown[0]}", f"its inputs are: {', '.join(inputs)}")
+    for name, value in inputs.items():
+        _close(value, path, shapes.get(name))
     del model.graph.value_info[:]
     try:
         return with_routed_rows(onnx.shape_inference.infer_shapes(model, data_prop=True))
@@ -119,6 +144,11 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
 
 def _close(value: Any, path: Path, given: Sequence[int] | None) -> None:
     dims = value.type.tensor_type.shape.dim
+    if given is not None and len(given) != len(dims):
+        raise ExportError(
+            f"{path}: input {value.name} has {len(dims)} dimensions, its shape was given as {list(given)}",
+            "give one size for each dimension",
+        )
     for axis, dim in enumerate(dims):
         if given is not None and axis < len(given):
             dim.dim_value = given[axis]
@@ -135,7 +165,7 @@ class _Reader:
     """One graph with its shapes, weights and the uses of each value."""
 
     def __init__(self, graph: Any, path: Path) -> None:
-        self._path, self._nodes = path, list(graph.node)
+        self.graph, self._path, self._nodes = graph, path, list(graph.node)
         self._weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self._shapes = {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -153,11 +183,27 @@ class _Reader:
                 self._uses[name] = self._uses.get(name, 0) + 1
 
     def operators(self) -> list[Operator]:
-        return [
-            self._operator(node)
-            for node in self._nodes
-            if not self._silent(node) and not self._fused(node) and not self._gates(node)
-        ]
+        """In the order of the file.
+
+        Raises:
+            ExportError: an operator without what its kind must have, of unknown shape, or that runs other graphs.
+        """
+        found = []
+        for node in self._nodes:
+            if node.op_type in _CHOOSING:
+                raise ExportError(
+                    f"{self._path} chooses while it runs what to compute ({node.op_type})",
+                    "export the model without control flow",
+                )
+            try:
+                if not self._silent(node) and not self._fused(node) and not self._gates(node):
+                    found.append(self._operator(node))
+            except (IndexError, KeyError, StopIteration) as error:
+                raise ExportError(
+                    f"{self._path}: {node.op_type} {node.name} lacks an operand or a dimension",
+                    "check it with onnx.checker",
+                ) from error
+        return found
 
     def peak_elements(self) -> int:
         """Elements of all weights, and of the activations alive at the worst moment."""
@@ -183,17 +229,26 @@ class _Reader:
 
     def _in_place(self, steps: Sequence[Any], owner: dict[str, str], size: Mapping[str, int]) -> dict[str, str]:
         """The same, with what is written over an operand that nothing else needs."""
+        owner = dict(owner)
+
+        def memory(name: str) -> str:
+            while name in owner:
+                name = owner[name]
+            return name
+
+        last, outputs = self._lives(steps, owner)
         for step, node in enumerate(steps):
-            if _KINDS.get(node.op_type) not in ("activation", "elementwise") or node.output[0] in owner:
-                continue
-            last, outputs = self._lives(steps, owner)
             made = node.output[0]
-            for name in (owner.get(each, each) for each in node.input):
+            if _KINDS.get(node.op_type) not in ("activation", "elementwise") or made in owner:
+                continue
+            for name in map(memory, node.input):
                 free = last.get(name) == step and name not in outputs and name not in self._inputs
                 if free and size.get(name) == size.get(made):
-                    owner = {key: name if value == made else value for key, value in owner.items()} | {made: name}
+                    owner[made], last[name] = name, last.get(made, step)
+                    if made in outputs:
+                        outputs.add(name)
                     break
-        return owner
+        return {name: memory(name) for name in owner}
 
     def _lives(self, steps: Sequence[Any], owner: Mapping[str, str]) -> tuple[dict[str, int], set[str]]:
         """Of each piece of memory the last step that reads it, and which of them hold the outputs."""
@@ -231,18 +286,50 @@ class _Reader:
         attributes = {each.name: each for each in node.attribute}
         kind = self._kind(node)
         inputs = tuple(self._sample(name) for name in node.input if name and name not in self._constants)
-        output = self._sample(node.output[0])
-        weights = max((prod(self._shapes_of(name)) for name in node.input if name in self._constants), default=0)
+        made = next(name for name in node.output if name)
+        output = self._sample(made)
+        sizes = [prod(self._shapes_of(name)) for name in node.input if name in self._constants]
+        weights = sum(sizes[:2]) if node.op_type in _RECURRENT else max(sizes, default=0)
         window = list(attributes["kernel_shape"].ints) if "kernel_shape" in attributes else [1, 1]
         if kind in ("conv", "deconv"):
-            window = list(self._weights.get(node.input[1], (1, 1, *window))[2:]) or window
-        name = node.name or node.output[0]
+            window = list(self._shape(self._right(node))[2:])
         return Operator(
-            kind, _planes(inputs, kind), _plane(output, kind), (window[0], window[-1] if len(window) > 1 else 1),
+            kind, _planes(inputs, kind), _plane(output, kind), _kernel(window),
             max(_ints(attributes, "strides"), default=1), max(_ints(attributes, "dilations"), default=1),
             int(attributes["group"].i) if "group" in attributes else 1,
-            weights if kind in _PRODUCTS else 0, self._function(node), name,
+            weights if kind in _PRODUCTS else 0, self._function(node), node.name or made,
+            self._multiplications(node, kind, prod(output)),
         )  # fmt: skip
+
+    def _right(self, node: Any) -> str:
+        """The second operand of a product."""
+        return str(node.input[_QUANTISED.get(node.op_type, 1)])
+
+    def _multiplications(self, node: Any, kind: str, elements: int) -> int:
+        """Of a product for which the shapes of its activations do not tell them; 0 for others."""
+        if node.op_type in _RECURRENT:
+            return self._shape(node.input[0])[0] * sum(prod(self._shape(name)) for name in node.input[1:3])
+        if kind != "matmul":
+            return 0
+        left = self._shape(node.input[0])
+        if node.op_type == "Einsum":
+            return elements * self._summed(node)
+        if node.op_type in ("Attention", "MultiHeadAttention"):
+            return (prod(self._sample(node.input[0])) + elements) * self._shape(node.input[1])[-2]
+        turned = any(each.name == "transA" and each.i for each in node.attribute)
+        return elements * left[-2 if turned else -1]
+
+    def _summed(self, node: Any) -> int:
+        """The product of the sizes of the letters that an Einsum sums over."""
+        equation = next(each.s for each in node.attribute if each.name == "equation").decode()
+        operands, _, result = equation.replace(" ", "").partition("->")
+        sizes: dict[str, int] = {}
+        for name, letters in zip(node.input, operands.split(","), strict=True):
+            before, _, after = letters.partition("...")
+            shape = self._shape(name)
+            sizes |= dict(zip(before, shape, strict=False))
+            sizes |= dict(zip(reversed(after), reversed(shape), strict=False))
+        return prod(size for letter, size in sizes.items() if letter not in result)
 
     def _function(self, node: Any) -> str:
         """Of an activation; x * sigmoid(x) is one of its own."""
@@ -252,8 +339,9 @@ class _Reader:
         return "swish" if gate else _FUNCTIONS.get(node.op_type, "")
 
     def _kind(self, node: Any) -> str:
-        if node.op_type == "MatMul":
-            return "linear" if node.input[1] in self._constants else "matmul"
+        if node.op_type in _MATRICES:
+            right = self._right(node)
+            return "linear" if right in self._constants and len(self._shape(right)) == 2 else "matmul"
         if node.op_type in ("Attention", "MultiHeadAttention", "Einsum"):
             return "matmul"
         if node.op_type == "ReduceMean" and prod(self._shape(node.output[0])[2:]) == 1 < prod(
@@ -280,6 +368,11 @@ class _Reader:
                 "simplify the model, or export it with fixed shapes (secateur export --to onnx does)",
             )
         return shape
+
+
+def _kernel(window: Sequence[int]) -> tuple[int, int]:
+    """Of a 3-D kernel the first two sizes are multiplied; a 1-D one has a second size of one."""
+    return (prod(window[:-1]), window[-1]) if len(window) > 1 else (window[0], 1)
 
 
 def _ints(attributes: Mapping[str, Any], name: str) -> list[int]:

@@ -117,7 +117,8 @@ def cycles(operator: Operator, core: str) -> tuple[int, int]:
     if operator.kind in ("conv", "deconv"):
         groups = operator.groups
         steps = ceil(channels_in / groups / ins) * ceil(max(channels_out // groups, 1) / outs)
-        return groups * ceil(operator.pixels / pixels) * steps * operator.taps, 0
+        places = prod(operator.inputs[0][1:]) if operator.kind == "deconv" else operator.pixels
+        return groups * ceil(places / pixels) * steps * operator.taps, 0
     return ceil(operator.macs / (ins * outs)), 0
 
 

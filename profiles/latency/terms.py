@@ -116,6 +116,10 @@ def _convolution(op: Operator, flow: float) -> dict[str, float]:
         products *= 1.6 if op.taps >= 49 else 1.0  # no kernel of its own
         return {"weights": weights, "depthwise": products, "flow_depthwise": flow}
     found = {"weights": weights, "dispatch": 0.005 * (1 + (2 * op.groups if op.groups > 1 else 0))}
+    if op.kind == "deconv" and op.groups == 1:  # a product over the input's pixels, then what overlaps is added up
+        before = op.macs // (ins * outs)
+        products = slow * before * _up(ins) * _up(outs) / _MILLION / 8
+        return found | {"product_1x1": products, "gather": 2 * before * outs / _MILLION, "flow": 2 * flow}
     if ins <= 4 and op.taps <= 9:
         return found | {"stem": op.pixels * _up(outs) * ins * op.taps / _MILLION / 4, "flow": 2 * flow}
     if op.groups > 1 and op.taps > 1 and group_in < 32:

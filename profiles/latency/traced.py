@@ -22,7 +22,7 @@ from secateur.profiles.count import PerSample, per_sample
 from secateur.profiles.graph import Graph, is_in_place, module_path, op_name, shape
 from secateur.profiles.latency.operators import CONVOLUTIONS, Operator, Shape
 from secateur.profiles.latency.routed import rows_of
-from secateur.profiles.macs import Factor, Size, arguments, traced_size
+from secateur.profiles.macs import Factor, Size, Term, arguments, mac_terms, traced_size
 
 _KINDS = {
     "conv": ("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
@@ -72,6 +72,7 @@ class Step:
         batch: samples that were traced.
         weight: dimensions of the parameter of a convolution or linear layer.
         call: of the graph that it is, or is a part of.
+        products: terms of the multiplications, of a product whose shapes do not tell them.
     """
 
     kind: str
@@ -86,19 +87,23 @@ class Step:
     function: str = ""
     name: str = ""
     call: Node | None = None
+    products: tuple[Term, ...] = ()
 
     @property
     def factors(self) -> Dims:
         """All dimensions whose sizes it asks for."""
-        return tuple(factor for dims in (*self.inputs, self.output, self.weight) for factor in dims)
+        sizes = (*self.inputs, self.output, self.weight, *(term.factors for term in self.products))
+        return tuple(factor for dims in sizes for factor in dims)
 
     def operator(self, size: Size = traced_size) -> Operator:
         """The operator at sizes, for one sample."""
         inputs = tuple(self._plane(dims, size) for dims in self.inputs) or ((1,),)
         output, weight = self._plane(self.output, size), [size(*factor) for factor in self.weight]
+        products = sum(term.value(size) for term in self.products)
         return Operator(
             self.kind, inputs, output, self.kernel, self.stride, self.dilation,
             self._groups(inputs[0][0], output[0], weight), prod(weight) if weight else 0, self.function, self.name,
+            round(products / self.batch),
         )  # fmt: skip
 
     def operators(self, size: Size = traced_size) -> list[Operator]:
@@ -237,13 +242,15 @@ def _steps(node: Node, sample: PerSample) -> Iterator[AnyStep]:
         return
     inputs = tuple(each for each in node.all_input_nodes if each in sample.batched and shape(each))
     kind, weight = _kind(node, inputs), _weight(node, given, sample)
-    if kind == "matmul" and weight is not None:
+    if kind == "matmul" and weight is not None and weight is node.args[1] and len(shape(weight)) == 2:
         kind = "linear"
+    plain = op_name(node) in ("matmul", "mm", "bmm") and len(inputs) == 2
     yield Step(
         kind, tuple(map(_dims, inputs)), _dims(output), sample.batch,
         _dims(weight) if weight is not None and kind in _PRODUCTS else (), _window(given, weight, kind),
         _largest(given.get("stride") or (given.get("kernel_size") if kind == "pool" else 1)),
         _largest(given.get("dilation")), int(given.get("groups") or 1) > 1, _function(node), module_path(node),
+        products=tuple(mac_terms(node)) if kind == "matmul" and not plain else (),
     )  # fmt: skip
 
 
@@ -263,11 +270,20 @@ def _routed_experts(node: Node, given: dict[str, Any], batch: int) -> Iterator[R
     )  # fmt: skip
 
 
+def _recurrent(node: Node, given: dict[str, Any], batch: int) -> Iterator[Step]:
+    output = _tensor(node) or node
+    yield Step(
+        "linear", (_dims(given["input"]),), _dims(output), batch, name=module_path(node),
+        products=tuple(mac_terms(node)),
+    )  # fmt: skip
+
+
 _SEVERAL: dict[str, Callable[..., Iterator[AnyStep]]] = {
     "scaled_dot_product_attention": _attention,
     "routed_experts": _routed_experts,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
-"""Ops that a runtime executes as several operators."""
+"""Ops that a runtime executes as several operators, or whose weights are in a list."""
 
 
 def _dims(node: Node) -> Dims:
@@ -298,6 +314,8 @@ def _weight(node: Node, given: dict[str, Any], sample: PerSample) -> Node | None
 def _window(given: dict[str, Any], weight: Node | None, kind: str) -> tuple[int, int]:
     sizes = list(shape(weight)[2:]) if weight is not None and kind in CONVOLUTIONS else given.get("kernel_size") or [1]
     sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+    if len(sizes) > 2:
+        return prod(sizes[:-1]), sizes[-1]
     return sizes[0], sizes[-1] if len(sizes) > 1 or kind == "pool" else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,14 @@ def describe() -> dict[str, str | int]:
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def user() -> str:
+    """Who runs this process, by name, or by number where that has none (a container's, say)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid()) if hasattr(os, "getuid") else "somebody"
 
 
 def cores() -> list[int]:

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from secateur.core import machine
 from secateur.core.errors import DeviceLostError, ExportError
 from secateur.core.files import sha256
 from secateur.core.scratch import Scratch
@@ -172,8 +173,8 @@ def cool(device: FarmDevice, reach: Reach, sleep: Callable[[float], None] = time
 
 
 def _owner(device: FarmDevice) -> str:
-    """The same for all runs of one machine on one device: of these its lease lets one at a time go on."""
-    return hashlib.sha256(f"{platform.node()}|{device.name}".encode()).hexdigest()[:12]
+    """The same for all runs of one user of one machine on one device: of these its lease lets one at a time go on."""
+    return hashlib.sha256(f"{platform.node()}|{machine.user()}|{device.name}".encode()).hexdigest()[:12]
 
 
 def _push_runner(device: FarmDevice, reach: Reach, home: PurePosixPath) -> str:

@@ -162,6 +162,10 @@ def call(command: Sequence[str], name: str, timeout_s: float, given: bytes | Non
         raise TargetUnavailableError(
             f"{command[0]} is not installed", f'it reaches {name}: install it, or name its "program" in the farm file'
         ) from error
+    except OSError as error:
+        raise TargetUnavailableError(
+            f"{command[0]} cannot be run: {error.strerror}", f'name the "program" that reaches {name} in the farm file'
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise DeviceLostError(
             f"{name} gave no answer for {timeout_s:g} s", "check that it is on and connected"

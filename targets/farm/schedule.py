@@ -9,13 +9,13 @@ random order (by a seed), so that whatever drifts over the time of a run falls o
 
 from __future__ import annotations
 
-import getpass
 import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from secateur.core import machine
 from secateur.core.errors import SecateurError, TargetUnavailableError
 from secateur.targets.farm.journal import Journal
 from secateur.targets.farm.lease import Leases
@@ -172,7 +172,7 @@ def _work(
     try:
         while losses < LOSSES and (job := queue.take(device.name)) is not None:
             try:
-                with leases.hold(device.name, getpass.getuser(), priority):
+                with leases.hold(device.name, machine.user(), priority):
                     outcome = {**measure(device, job), "device": device.name}
             except TargetUnavailableError as error:  # lost, or never reached
                 losses += 1

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from secateur.core.errors import DeviceError
+from secateur.export.hls_resources import BOARDS
 from secateur.profiles.latency.soft_core import CORES, SoftCore
-from secateur.targets.device import Device, SoftCoreLatency, get, names
+from secateur.targets.device import Device, SoftCoreLatency, StreamedLatency, get, names
 
 FULL = """
 name: my-board
@@ -186,3 +187,28 @@ def test_a_device_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
 def test_like_names_a_device_that_describes_itself(like: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"like: .* is no device that describes itself"):
         get(write(tmp_path, f"{{name: fpga:mine, title: Mine, like: {like}}}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{name: cpu:x, kind: cpu, title: X, runtime: vitis-ai}", "kind: cpu is this machine"),
+        ("{name: mobile:x, kind: mobile, title: X, runtime: onnxruntime, here: true}", "target of kind cpu"),
+        (
+            "{name: fpga:x, kind: fpga, title: X, runtime: vitis-ai,"
+            " latency: {model: soft_core, core: B9, clock: 1 GHz}}",
+            "core",
+        ),
+        ("{name: gpu:x, kind: gpu, title: X, runtime: tensorrt, latency: {model: roofline, use: 0.5, operator: 4 us}}",
+         "a roofline needs compute and bandwidth"),
+        ("{name: gpu:x, kind: gpu, kind: fpga, title: X, runtime: tensorrt}", "the key kind stands twice"),
+    ],
+)  # fmt: skip
+def test_a_device_that_makes_no_sense_is_refused_when_it_is_read(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=words):
+        get(write(tmp_path, text))
+
+
+def test_the_cores_and_boards_that_a_file_may_name_are_those_that_are_known() -> None:
+    assert set(SoftCoreLatency.model_fields["core"].annotation.__args__) == set(CORES)
+    assert set(StreamedLatency.model_fields["board"].annotation.__args__) == set(BOARDS)
