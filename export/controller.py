@@ -68,7 +68,9 @@ class Controller:
         wish = Wish(
             {kind: limit for kind, limit in limits.items() if limit is not None}, prefer or {}, floors or {}, objective
         )
-        return self._chooser(self.table.tasks if tasks is None else tuple(tasks)).pick(wish)
+        return self._chooser(
+            self.table.tasks if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        ).pick(wish)
 
     def choice(self, row: int, decoders: Mapping[str, int]) -> Choice:
         """What the table says of one configuration: a row of the encoder, and the width index of each decoder that

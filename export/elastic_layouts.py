@@ -32,7 +32,8 @@ LAYOUTS = ("auto", "if", "files")
 BRANCHES = 64
 """Branches up to which `auto` writes one file: a session holds the weights of all of them."""
 ALIGNMENT = 64
-SHARED = "shared"
+SHARED = ""
+"""What stands for a task's name where a part of the model is shared."""
 
 
 def write_elastic(source: ElasticSource, folder: Path, layout: str = "auto") -> Path:
@@ -121,7 +122,7 @@ def _write_files(graphs: Graphs, table: Table, splits: Mapping[tuple[int, int], 
         content = _model(graph).SerializeToString()
         digest = hashlib.sha256(content).hexdigest()
         if digest not in known:
-            known[digest] = f"{name}-{len(known):03d}.onnx"
+            known[digest] = f"part-{len(known):03d}.onnx"
             (folder / known[digest]).write_bytes(content)
         entries[f"{name}/{row}/{d}"] = known[digest]
     return {"graphs": entries, "inputs": [value.name for value in first.inputs]}

@@ -26,7 +26,7 @@ from secateur.export.controller import Controller
 
 Array = np.ndarray[Any, Any]
 INDEX = "index.json"
-SHARED = "shared"
+SHARED = ""
 _AGAIN = "copy the folder again, or export again"
 
 

@@ -172,9 +172,11 @@ def lively(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     fresh = copy.deepcopy(model)
     with torch.no_grad():
-        for tensor in named_tensors(fresh).values():
+        for name, tensor in named_tensors(fresh).items():
             if not tensor.is_floating_point() or tensor.numel() < 2:
                 continue
+            if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
+                continue  # a table that the code computes with: places, say
             if bool((tensor == tensor.flatten()[0]).all()):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.copy_(tensor * (0.75 + noise / 2) if bool(tensor.any()) else noise / 4)

@@ -43,6 +43,11 @@ SIZED = frozenset(
 _OWN = (_ConvNd, nn.Linear, _NormBase, nn.Embedding, nn.PReLU)
 """Layers whose size attributes follow from their tensors."""
 
+_ELSE = re.compile("class|image|img|patch|window|kernel|grid|stride|pad|dilation")
+_OF_CHANNELS = re.compile("channel|feature|dim|width|hidden|embed|head")
+"""What the name of an attribute has in it that counts something else than channels, though it may be as many; unless
+it says that it counts them."""
+
 Size = int | list[int]
 Candidates = list[tuple[int, Index]]
 """Arrays of one size, each with how many others of that size stand before it in the same tensor."""
@@ -83,12 +88,15 @@ def resized(bindings: Collection[Binding], model: nn.Module, gone: Index) -> dic
 
 def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """(attribute, position in a sequence or None, value) of a module's own sizes."""
-    if isinstance(module, _OWN) or (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module.weight is not None):
+    normless = isinstance(module, _NormBase) and module.weight is None and module.running_mean is None
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module.weight is not None:
+        return
+    if isinstance(module, _OWN) and not normless:
         return
     kind: Any = type(module)
     compared = _only_compared(kind)
     for name, value in (_class_attributes(kind) | vars(module)).items():
-        if name in compared:
+        if name in compared or (_ELSE.search(name) and not _OF_CHANNELS.search(name)):
             continue
         if type(value) is int and value > 1:
             yield name, None, value

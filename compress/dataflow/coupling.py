@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 from torch.fx import Node
 
@@ -110,7 +111,7 @@ def _of_one_attribute(module: nn.Module, tensors: Iterable[Sequence[Channels]]) 
         met: Counter[int] = Counter()
         for channels in tensor:
             size = len(channels)
-            if size in sizes:
+            if size in sizes and len(np.unique(channels)) == size:  # not heads of several samples
                 alike[size, met[size]].append(channels)
                 met[size] += 1
     for dimensions in alike.values():

@@ -32,7 +32,9 @@ _CONTRACTING = frozenset(
     ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
      "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 )  # fmt: skip
-_DIVIDING = frozenset(("div", "reciprocal", "rsqrt", "log", "log2", "log10"))
+_DIVIDING = frozenset(
+    ("div", "divide", "true_divide", "addcdiv", "reciprocal", "rsqrt", "log", "log2", "log10", "float_power")
+)
 _WEIGHTED = frozenset(
     ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 )
@@ -103,6 +105,8 @@ def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channe
     """(components by dimension of each operand, and of each result) of an op that feels the number of channels."""
     name = op_name(node)
     divides = name in _DIVIDING and bool(labels.get(node.args[-1]))  # type: ignore[arg-type]
+    if name == "pow" and isinstance(node.args[1], (int, float)):
+        divides = node.args[1] < 0
     alone = name in _NORMALISING or divides
     if not alone and name not in _CONTRACTING and not _weight_is_computed(node):
         return None

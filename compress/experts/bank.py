@@ -55,7 +55,7 @@ def make_bank(model: nn.Module, workload: Workload, table: Table, sets: Iterable
 
 def _set(model: nn.Module, workload: Workload, table: Table, dead: DeadMap) -> dict[str, Any]:
     small = copy.deepcopy(model)
-    keep = {layer.path: places_of(layer, table.used(workload.task_names, layer.path)) for layer in find(model)}
+    keep = {layer.path: _used(layer, table, workload.task_names) for layer in find(model)}
     channels = expert_map(small, find(small), keep)
     channels.apply(small)
     rest = dead(small, workload)
@@ -68,6 +68,11 @@ def _set(model: nn.Module, workload: Workload, table: Table, dead: DeadMap) -> d
         "parts": {name: [part.stored, part.rows] for name, part in _parts(model, small, channels).items()},
         "exact": largest_difference(model, small, workload),
     }
+
+
+def _used(layer: ExpertLayer, table: Table, tasks: Sequence[str]) -> list[int]:
+    """The places of the experts that some tasks use; of a layer that none runs all, as it is taken out whole."""
+    return places_of(layer, table.used(tasks, layer.path)) or list(range(layer.experts))
 
 
 def places_of(layer: ExpertLayer, used: Collection[int]) -> list[int]:

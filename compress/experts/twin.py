@@ -35,6 +35,15 @@ class Twin(nn.Module):
         for name, child in layer.module.named_children():
             if name not in roots:
                 setattr(self, name, child)
+        own = vars(layer.module)
+        for name, tensor in {**own["_parameters"], **own["_buffers"]}.items():
+            if name not in roots and isinstance(tensor, nn.Parameter):
+                setattr(self, name, tensor)
+            elif name not in roots:
+                self.register_buffer(name, tensor)
+        for name, value in own.items():
+            if name not in vars(self) and not name.startswith("_") and name not in roots:
+                setattr(self, name, value)
         for role in ("up", "down", "up_bias", "down_bias", "glu"):
             tensor = getattr(weights, role)
             setattr(self, role, None if tensor is None else nn.Parameter(tensor.detach().clone()))
@@ -44,7 +53,12 @@ class Twin(nn.Module):
     def scores(self, x: Tensor, task: str | None) -> Tensor:
         return self.layout.scores(self, x, task)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first argument, by place or by name, are the tokens."""
+        if args:
+            x, *args = args  # type: ignore[assignment]
+        else:
+            x = kwargs.pop(next(iter(kwargs)))
         scores = self.scores(x, kwargs.get("task", args[0] if args and isinstance(args[0], str) else None))
         weights = ExpertWeights(self.up, self.down, self.up_bias, self.down_bias, self.glu, self.layout.activation)
         mixed = mix(x, scores, self.kept, weights, len(self.slots), self.layout.renormalise)
@@ -72,8 +86,11 @@ def twinned(model: nn.Module) -> nn.Module:
         return model
     paths = [layer.path for layer in layers]
     small = copy.deepcopy(model)
+    places = dict(small.named_modules(remove_duplicate=False))
     for layer in look_for(small):
         if layer.path in paths:
-            parent, _, name = layer.path.rpartition(".")
-            setattr(small.get_submodule(parent), name, Twin(layer))
+            twin = Twin(layer)
+            for path in [path for path, module in places.items() if module is layer.module]:  # it may have several
+                parent, _, name = path.rpartition(".")
+                setattr(small.get_submodule(parent), name, twin)
     return small

@@ -103,10 +103,15 @@ def call(model: nn.Module, inputs: Any, task: str) -> Any:
 
 @contextmanager
 def watching(layers: Sequence[ExpertLayer], task: str, note: Any) -> Iterator[None]:
-    """Call `note(layer, tokens, scores)` whenever a layer runs. The layer's first argument are its tokens."""
+    """Call `note(layer, tokens, scores)` whenever a layer runs. The layer's first argument, by place or by name, are
+    its tokens."""
 
     def hook(layer: ExpertLayer) -> Any:
-        return lambda _, args, kwargs: note(layer, args[0], layer.scores(args[0], task))
+        def found(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tokens = args[0] if args else next(iter(kwargs.values()))
+            note(layer, tokens, layer.scores(tokens, task))
+
+        return found
 
     handles = [layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
     try:

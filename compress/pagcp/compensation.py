@@ -97,8 +97,9 @@ def least_squares(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 def estimate_statistics(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -> None:
-    """The running statistics of batch norms as the mean over batches; everything else runs in evaluation mode."""
-    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+    """The running statistics of batch norms as the mean over batches; everything else runs in evaluation mode. Norms
+    that do not run there, and those that see a single value for each channel, keep theirs."""
+    norms = _that_see_several(model, batches, tasks)
     momenta = [norm.momentum for norm in norms]
     with evaluating(model):
         for norm in norms:
@@ -109,6 +110,26 @@ def estimate_statistics(model: nn.Module, batches: Sequence[Batch], tasks: Seque
             predict(model, inputs, tasks)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _that_see_several(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -> list[_BatchNorm]:
+    """The batch norms that run on every batch, on more than one value for each channel."""
+    seen: dict[_BatchNorm, int] = {}
+
+    def note(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        values = args[0].numel() // args[0].shape[1]
+        seen[norm] = min(values, seen.get(norm, values))  # type: ignore[index]
+
+    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        with evaluating(model):
+            for inputs, _ in (batches[0], batches[-1]):  # the last one may be smaller
+                predict(model, inputs, tasks)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [norm for norm in norms if seen.get(norm, 0) > 1]
 
 
 def _few(batches: Sequence[Batch]) -> Sequence[Batch]:

@@ -35,16 +35,23 @@ def evidence(
 def gradients(
     model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task], *, squared: bool = False
 ) -> dict[str, Tensor]:
-    """Gradient of the weighted task losses, or its square, summed over batches, of every parameter; the model is left
-    as it was."""
+    """Gradient of the weighted task losses, or its square, summed over batches, of every parameter, frozen ones too;
+    the model is left as it was."""
     parameters: Mapping[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    learnt = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    learnt = {name: parameter for name, parameter in parameters.items() if parameter.is_floating_point()}
+    frozen = [parameter for parameter in learnt.values() if not parameter.requires_grad]
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for batch in batches:
-        values = losses(model, batch, tasks)
-        total = torch.stack([task.weight * values[task.name] for task in tasks]).sum()
-        found = torch.autograd.grad(total, list(learnt.values()), allow_unused=True)
-        for name, gradient in zip(learnt, found, strict=True):
-            if gradient is not None:
-                sums[name] += gradient.square() if squared else gradient
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for batch in batches:
+            values = losses(model, batch, tasks)
+            total = torch.stack([task.weight * values[task.name] for task in tasks]).sum()
+            found = torch.autograd.grad(total, list(learnt.values()), allow_unused=True)
+            for name, gradient in zip(learnt, found, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.square() if squared else gradient
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     return sums

@@ -68,14 +68,17 @@ def _hooks(
     model: nn.Module, paths: Sequence[str], number: int, note: Callable[[str, Rows], None], only: bool
 ) -> Iterator[None]:
     def hook(path: str) -> Any:
-        def seen(module: nn.Module, args: Any, output: Tensor) -> None:
-            note(path, _rows(module, args[0], output, zlib.crc32(f"{path} {number}".encode())))
+        def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            note(
+                path,
+                _rows(module, args[0] if args else kwargs["input"], output, zlib.crc32(f"{path} {number}".encode())),
+            )
             if only:
                 raise _SeenError
 
         return seen
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    handles = [model.get_submodule(path).register_forward_hook(hook(path), with_kwargs=True) for path in paths]
     try:
         yield
     finally:
@@ -85,7 +88,7 @@ def _hooks(
 
 def _rows(module: nn.Module, inputs: Tensor, outputs: Tensor, seed: int) -> Rows:
     if isinstance(module, nn.Linear):
-        flat_in, flat_out = inputs.flatten(0, -2), outputs.flatten(0, -2)
+        flat_in, flat_out = (each.reshape(-1, each.shape[-1]) for each in (inputs, outputs))
         picks = _picks(len(flat_out), seed).to(inputs.device)
         return Rows(flat_in[picks][..., None].float(), flat_out[picks].float())
     assert isinstance(module, nn.Conv2d)

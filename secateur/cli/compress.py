@@ -113,7 +113,10 @@ def compress(
             resume=resume, force=force,
         )  # fmt: skip
         return _resumable(context, run)
-    refuse_options({"--widths": widths}, "only slimmable models have several widths: --method slimmable")
+    refuse_options(
+        {"--widths": widths, "--layout": layout != "auto"},
+        "only slimmable models have several widths: --method slimmable",
+    )
     if method in EXPERT_METHODS:
         others = {"--front": front, "--paper": paper, "--remove-dead": remove_dead}
         refuse_options(others, "this is of --method pagcp, and no option of an extraction")

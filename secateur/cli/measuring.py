@@ -79,7 +79,7 @@ def select(
     if output is None:
         return Answer(selection.as_json(), lambda console: show_selection(console, selection))
     made = selection.bundle
-    return Answer(selection.as_json(), lambda console: show_bundle(console, made, Benchmark.of(made)))
+    return Answer(selection.as_json(), lambda console: show_bundle(console, made, Benchmark.of(made)), selection.error)
 
 
 def benchmark(

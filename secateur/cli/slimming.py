@@ -24,7 +24,7 @@ EVERY_BUDGET = "an elastic model serves every budget: compress without it, then 
 def refuse_options(options: Mapping[str, object], why: str = EVERY_BUDGET) -> None:
     """Refuse what a method has no use for."""
     for name, value in options.items():
-        if value:
+        if value or (value == 0 and value is not False):
             raise typer.BadParameter(why, param_hint=name)
 
 

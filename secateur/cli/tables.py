@@ -52,7 +52,8 @@ def show_bundle(console: Console, bundle: Bundle, measured: Benchmark | None) ->
     elif manifest.budget_met:
         console.print(Text("budget met", "green"))
     console.print(f"bundle  {bundle.path}", soft_wrap=True)
-    console.print(f"report  {bundle.file('report.html')}", soft_wrap=True)
+    if "report.html" in manifest.files:
+        console.print(f"report  {bundle.file('report.html')}", soft_wrap=True)
 
 
 def _label(row: summary.Row) -> str:

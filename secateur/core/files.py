@@ -41,9 +41,14 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, swapped into its place when the block ends well.
 
     At every moment a whole old or a whole new folder is on disk. Of a link it is the folder behind it.
+
+    Raises:
+        OutputError: the folder that this process is in, or one above it, which a shell would lose by the swap.
     """
     named, path = path, path.resolve()
     with clear_errors(named):
+        if path in (Path.cwd(), *Path.cwd().parents):
+            raise OutputError(f"{named} is the folder you are in, or above it", "run the command from another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         temporary.mkdir()

@@ -150,7 +150,7 @@ class Exports:
         """(name, subject) of what a user gave; `prefix` keeps the exported files of two things apart."""
         if looks_like_bundle(thing):
             bundle = open_bundle(thing)  # type: ignore[arg-type]
-            name = bundle.path.name
+            name = bundle.path.resolve().name
             return name if name != ORIGINAL else f"{name} (bundle)", self.bundle(bundle, prefix, workload)
         if isinstance(thing, os.PathLike) or (isinstance(thing, str) and thing.endswith(".onnx")):
             return os.fspath(thing), Subject.of_file(Path(thing), self._shapes)
@@ -168,6 +168,8 @@ class Exports:
         try:
             original = workload_of(bundle, workload)
         except WorkloadError as error:
+            if workload is not None:
+                raise
             warnings.warn(f"the original is not measured: {error.message}", stacklevel=2)
             return {}
         costs = costs_of(bundle.manifest.before)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.bundle import Artefact as Entry
-from secateur.core.bundle import Bundle
+from secateur.core.bundle import Bundle, is_bundle
 from secateur.core.errors import ExportError, OutputError
 from secateur.core.files import clear_errors
 from secateur.core.scratch import Scratch
@@ -70,6 +70,11 @@ def export(
     found = workload_of(opened, workload)
     if out is None:
         return _into_bundle(opened, found, requests)
+    inside = next((each for each in (Path(out).resolve(), *Path(out).resolve().parents) if is_bundle(each)), None)
+    if inside is not None:
+        raise OutputError(
+            f"{out} lies in the bundle {inside}", "leave out -o to write into the bundle, or name another folder"
+        )
     model = compressed_model(opened, found)
     with Scratch() as temporary:
         done = export_all(model, found, requests, Path(temporary))
@@ -118,6 +123,8 @@ def _move(files: Sequence[Path], destination: Path, force: bool) -> None:
     with clear_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
         for file in files:
+            if (destination / file.name).is_dir():
+                raise OutputError(f"{destination / file.name} is a folder", "choose another folder with -o")
             if (destination / file.name).exists() and not force:
                 raise OutputError(
                     f"{destination / file.name} exists", "choose another folder with -o, or replace it with --force"

@@ -142,6 +142,8 @@ def _of_ncnn(farm: Farm, path: str | os.PathLike[str]) -> Farm:
 
 
 def _journal_path(output: Path, resume: bool, force: bool) -> Path:
+    if not output.name or output.is_dir():
+        raise OutputError(f"{output} is a folder", "name the file to write with -o")
     path = output.with_name(f"{output.name}.journal")
     if path.exists() and force:
         path.unlink()

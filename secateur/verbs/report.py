@@ -37,6 +37,8 @@ def report(bundle: AnyBundle, *, workload: AnyWorkload | None = None) -> Path:
     try:
         found = workload_of(opened, workload)
     except WorkloadError as error:
+        if workload is not None:
+            raise
         warnings.warn(f"no layers and pictures in the report: {error.message}", stacklevel=2)
         found = None
     content = content_of(opened, opened.manifest, found, Benchmark.of(opened))

@@ -14,10 +14,10 @@ from typing import Any
 
 from secateur.compress.slimmable import Elastic
 from secateur.core.budget import Budget, Tolerance
-from secateur.core.bundle import Bundle, Point, check_output, new_bundle
+from secateur.core.bundle import Bundle, OnTarget, Point, check_output, new_bundle
 from secateur.core.elastic.choose import Objective
 from secateur.core.elastic.files import is_elastic
-from secateur.core.errors import BudgetError, BundleError, DeviceError, WorkloadError
+from secateur.core.errors import BudgetError, BudgetNotMetError, BundleError, DeviceError, WorkloadError
 from secateur.export.formats import Options, Request
 from secateur.verbs import benchmark, report
 from secateur.verbs.complete import complete
@@ -26,7 +26,7 @@ from secateur.verbs.points import Points, weights_of, widths
 from secateur.verbs.prune import AnyBudget
 from secateur.verbs.select_elastic import ElasticSelection, select_elastic, write_selection
 from secateur.verbs.sources import AnyBundle, AnyWorkload, open_bundle, workload_of
-from secateur.verbs.staging import check_state, finish, reserved, state_folder
+from secateur.verbs.staging import check_state, finish, nothing_left, reserved, state_folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,17 @@ class Selection:
     delta_mtl: float
     search_ms: float
     predicted: bool = False
+    misses: tuple[str, ...] = ()
+    """What the written bundle was measured to miss."""
+
+    @property
+    def error(self) -> BudgetNotMetError | None:
+        """What the figures of the written bundle say against the choice."""
+        if not self.misses:
+            return None
+        return BudgetNotMetError(
+            f"not reached: {'; '.join(self.misses)}", f"it was kept in {self.bundle.path}; allow more, or measure again"
+        )
 
     @property
     def entry(self) -> Point:
@@ -62,7 +73,8 @@ class Selection:
             "point": self.point,
             "widths": self.widths,
             "budget": [str(limit) for limit in self.budget.limits],
-            "budget_met": True,
+            "budget_met": not self.misses,
+            "misses": list(self.misses),
             "expected": {**expected, "delta_mtl": self.delta_mtl},
             "target": self.target,
             "search_ms": self.search_ms,
@@ -148,8 +160,9 @@ def select_point(
     )  # fmt: skip
     if output is None:
         return selection
-    with reserved(Path(output), resume=False, force=force):
-        return replace(selection, bundle=_write(selection, place, workload, Path(output), command))
+    with reserved(Path(output), resume=False, force=force) as state, nothing_left(state):
+        written = _write(selection, place, workload, Path(output), command)
+    return replace(selection, bundle=written, misses=tuple(written.manifest.misses))
 
 
 def _one_place(target: str) -> Place:
@@ -167,10 +180,19 @@ def _write(selection: Selection, place: Place, workload: AnyWorkload | None, out
     try:
         found = workload_of(bundle, workload)
     except WorkloadError as error:
+        if workload is not None:
+            raise
         warnings.warn(f"the new bundle holds weights only: {error.message}", stacklevel=3)
     else:
         staged = complete(staged, found, formats=list(dict.fromkeys(again)), where=[place])
     return finish(staged, output)
+
+
+def _judge(selection: Selection) -> OnTarget | None:
+    """What limits on a target were chosen by; the written bundle is judged by its own figures there."""
+    if not selection.budget.on_target:
+        return None
+    return OnTarget(target=selection.target, basis="figures of the points of the bundle")
 
 
 def _copy(selection: Selection, folder: Path, command: str) -> Bundle:
@@ -184,7 +206,7 @@ def _copy(selection: Selection, folder: Path, command: str) -> Bundle:
             "budget": [str(limit) for limit in selection.budget.limits],
             "budget_met": True,
             "misses": [],
-            "on_target": None,
+            "on_target": _judge(selection),
             "artefacts": [],
             "command": " && ".join(filter(None, (source.manifest.command, command))),
         }

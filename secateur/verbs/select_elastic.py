@@ -77,11 +77,27 @@ class ElasticSelection:
                 f"the written model misses what its table promised: {'; '.join(self.misses)}",
                 "it is kept; allow more, or select for a little less",
             )
-        reached = [f"{limit.text}: {self._reached(limit)}" for limit in self.budget.limits]
         return BudgetNotMetError(
-            f"no widths meet the budget and floors; the nearest give {'; '.join(reached) or 'less than a floor'}",
+            f"no widths meet the budget and floors; the nearest give {'; '.join(self._unmet)}",
             "allow more, leave out tasks with --tasks, or compress with smaller --widths",
         )
+
+    @property
+    def _unmet(self) -> list[str]:
+        """What the chosen widths miss, limits first, as the table says it."""
+        table, costs = self.table, self.choice.costs
+        late = [
+            f"{limit.text}: {self._reached(limit)}"
+            for limit in self.budget.limits
+            if costs[limit.kind] > limit.absolute(_original(table, limit.kind, self.target)) * (1 + 1e-9)
+        ]
+        changes = {task: self.choice.metrics[task] / table.original.metrics[task] - 1 for task in self.choice.metrics}
+        lost = {task: -change if table.better[task] == "higher" else change for task, change in changes.items()}
+        return late + [
+            f"{task}: {-100 * lost[task]:+.2f}% where a drop of {100 * allowed:g}% is allowed"
+            for task, allowed in self.floors.items()
+            if task in lost and lost[task] > allowed + 1e-9
+        ]
 
     @property
     def predicted(self) -> bool:

@@ -124,6 +124,8 @@ def sweep(
         for seed, drop, name in itertools.product(seeds, drops, saliencies)
         for cell in [Cell(seed, drop, name)]
     }
+    if not limits:
+        raise BudgetError("no budget is given", 'for example: --budget "flops<=40%"')
     _check(cells.values(), workload)
     definition = {
         "workload": workload.reference or workload.name,

@@ -63,6 +63,8 @@ def verify(bundle: AnyBundle, *, workload: AnyWorkload | None = None) -> Verific
     try:
         found = workload_of(opened, workload)
     except WorkloadError as error:
+        if workload is not None:
+            raise
         return Verification(opened, files, {}, _sentence(error))
     parity: dict[str, Parity] = {}
     not_run: dict[str, str] = {}

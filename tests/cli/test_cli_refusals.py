@@ -229,3 +229,37 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def weights(path: Path) -> dict[str, bytes]:
     return {file.parent.name: file.read_bytes() for file in path.rglob("*.safetensors")}
+
+
+def test_the_folder_that_one_is_in_is_not_swapped_away(
+    secateur: Secateur, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.path)
+    secateur("report", ".").refused(2, "is the folder you are in")
+    assert Path.cwd().is_dir()
+
+
+def test_files_are_not_exported_into_a_bundle_beside_its_own(secateur: Secateur, bundle: Bundle) -> None:
+    for out in (bundle.path, bundle.path / "artefacts"):
+        secateur("export", bundle.path, "-o", out).refused(2, "lies in the bundle")
+    assert bundle.verify() == []
+
+
+@pytest.mark.parametrize("command", ["report", "verify", "benchmark", "export"])
+def test_a_workload_that_was_typed_must_be_there(command: str, secateur: Secateur, bundle: Bundle) -> None:
+    secateur(command, bundle.path, "--workload", "nowhere:model").refused(2, 'no module "nowhere"')
+
+
+@pytest.mark.parametrize(("option", "value"), [("--layout", "if"), ("--widths", "0.5,1")])
+def test_what_only_slimmable_models_have_is_refused(option: str, value: str, secateur: Secateur) -> None:
+    secateur("compress", "digits", "--budget", "flops<=50%", option, value).refused(2, option)
+
+
+def test_a_sweep_without_a_budget_touches_no_study(secateur: Secateur, folder: Path) -> None:
+    secateur("sweep", "digits", "--study", "sqlite:///none.db", "-o", "runs").refused(2, "no budget is given")
+    assert not (folder / "none.db").exists()
+
+
+def test_a_farms_output_is_a_file(secateur: Secateur, folder: Path) -> None:
+    (folder / "farm.yaml").write_text("devices:\n  - {name: here, key: here, reach: local, runner: /bin/true}\n")
+    secateur("farm", "farm.yaml", "digits", "-o", ".").refused(2)

@@ -187,3 +187,48 @@ def test_choosing_needs_neither_torch_nor_pydantic(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.5])
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_when_no_time_is_left_the_smallest_is_given(
+    limit: float, exhaustive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "EXHAUSTIVE", choose.EXHAUSTIVE if exhaustive else 0)
+    table = random_table(0)
+    choice = Chooser(table).pick(Wish({"latency": limit}))
+    assert not choice.met
+    assert choice.costs["latency"] == pytest.approx(within(table, "latency", 0.0))
+
+
+def test_limits_and_weights_are_numbers_and_a_task_runs_once() -> None:
+    table = random_table(0)
+    with pytest.raises(BudgetError, match="is no number"):
+        Chooser(table).pick(Wish({"latency": math.nan}))
+    with pytest.raises(BudgetError, match="weight"):
+        Chooser(table).pick(Wish(prefer={"depth": "2"}))  # type: ignore[dict-item]
+    assert Chooser(table, tasks=("depth", "depth")).tasks == ("depth",)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_papers_rule_gives_way_to_floors_too(seed: int) -> None:
+    table = random_table(seed)
+    wish = {"limits": {"flops": within(table, "flops", 0.5)}, "prefer": {"depth": 2.0}}
+    for floor in (0.0, 0.05, 0.2, 0.5):
+        plain, ruled = (
+            Chooser(table).pick(Wish(**wish, floors={"edges": floor}, objective=each)).met
+            for each in ("chebyshev", "paper")
+        )
+        assert plain == ruled
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_floor_out_of_reach_is_approached_alike_by_thresholds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = random_table(seed)
+    wish = Wish({"flops": within(table, "flops", 0.5)}, floors={"depth": -10.0})
+    every = Chooser(table).pick(wish)
+    monkeypatch.setattr(choose, "EXHAUSTIVE", 0)
+    found = Chooser(table).pick(wish)
+    assert not found.met
+    assert found.costs["flops"] <= wish.limits["flops"] * (1 + 1e-9)
+    assert found.metrics["depth"] == pytest.approx(every.metrics["depth"])

@@ -251,7 +251,7 @@ print(sorted(session.run(np.zeros((2, 3, 8, 8), dtype=np.float32))))
 
 def test_a_changed_file_is_seen_at_load(dense: ElasticSource, tmp_path: Path) -> None:
     write_elastic(dense, tmp_path, "files")
-    for name in ("weights.bin", "elastic.json", next(tmp_path.glob("depth*.onnx")).name):
+    for name in ("weights.bin", "elastic.json", next(tmp_path.glob("part*.onnx")).name):
         path, content = tmp_path / name, (tmp_path / name).read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(BundleError, match=f"{name} was changed or truncated"):

@@ -28,8 +28,9 @@ def recurrent(op: Op) -> list[Labels]:
     for layer in range(0, len(parameters), per_cell * directions):
         cells = [parameters[at : at + per_cell] for at in range(layer, layer + per_cell * directions, per_cell)]
         reads = np.concatenate([_cell(op, reads, cell, unit) for cell in cells])
-    _fix_states(op)
-    return [{last: reads} if reads is not None else {}, *[{}] * (returns - 1)]
+    _tie_states(op, unit)
+    states = [{len(state.shape) - 1: unit} for state in op.node.meta["val"][1:]]
+    return [{last: reads} if reads is not None else {}, *states]
 
 
 def _units(op: Op, weight: Node) -> Channels:
@@ -51,8 +52,12 @@ def _cell(op: Op, reads: Channels | None, weights: list[Node], unit: Channels) -
     return unit
 
 
-def _fix_states(op: Op) -> None:
+def _tie_states(op: Op, unit: Channels) -> None:
+    """States [layers, N, H] that are given: of the hidden units."""
     given = op.args.get("hx")
     for node in given if isinstance(given, (list, tuple)) else [given]:
-        for channels in op.labels(node).values() if isinstance(node, Node) else ():
-            op.fix(channels, "state of a recurrent layer")
+        for dim, channels in op.labels(node).items() if isinstance(node, Node) else ():
+            if dim == len(op.shape_of(node)) - 1 and len(channels) == len(unit):
+                op.space.tie(channels, unit)
+            else:
+                op.fix(channels, "state of a recurrent layer")

@@ -151,9 +151,10 @@ def movedim(op: Op) -> Labels:
 
 @rule("expand", "expand_as")
 def expand(op: Op) -> Labels:
-    """A size-1 dimension that grows loses its label; others keep it."""
+    """A dimension that grows loses its label, or takes that of the tensor which it follows; others keep it."""
     labels, offset = op.labels("self"), len(op.shape) - len(op.shape_of("self"))
-    result = {}
+    own = op.shape_of("self")
+    result = {dim: channels for dim, channels in op.labels("other").items() if dim < offset or own[dim - offset] == 1}
     for dim, channels in labels.items():
         if op.shape[dim + offset] == len(channels):
             result[dim + offset] = channels

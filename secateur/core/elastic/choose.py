@@ -7,12 +7,15 @@ augmented Chebyshev scalarisation  min max_t r_t·(1 - q_t) + 0.01·Σ_t r_t·(1
 reaches points that no weighted sum does. `paper` adds the rule of Efficient Controllable Multi-Task Architectures
 (ICCV 2023): a task that is preferred gets at least as large a share of its decoder as one that is not. Of equals, the
 cheapest in FLOPs wins. All combinations are looked at while they are few; beyond that, a search over thresholds finds
-the minimax exactly, as each decoder then can be chosen by itself.
+the minimax, exactly within one limit, as each decoder then can be chosen by itself (within several, what it gives keeps
+them, but it may miss what keeps them barely).
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -80,7 +83,7 @@ class Chooser:
         rows: tuple[int, ...] | None = None,
     ) -> None:
         self.table, self.target = table, target
-        self.tasks = _known(table, tasks if tasks is not None else table.tasks)
+        self.tasks = tuple(dict.fromkeys(_known(table, tasks if tasks is not None else table.tasks)))
         if not self.tasks:
             raise BudgetError("no task is to run", f"the tasks are: {', '.join(table.tasks)}")
         self._rows = np.arange(len(table.rows)) if rows is None else np.array(rows, dtype=np.int64)
@@ -117,7 +120,7 @@ class Chooser:
     def _weights(self, prefer: Mapping[str, float]) -> Floats:
         _known(self.table, tuple(prefer))
         for task, weight in prefer.items():
-            if not (math.isfinite(weight) and weight >= 0):
+            if not (isinstance(weight, (int, float, np.number)) and math.isfinite(weight) and weight >= 0):
                 raise BudgetError(f'the weight of "{task}" is {weight}', "give a number of at least 0")
         weights = np.array([float(prefer.get(task, 1.0)) for task in self.tasks])
         if not weights.any():
@@ -129,7 +132,9 @@ class Chooser:
         _known(self.table, tuple(wish.floors))
         if wish.objective not in OBJECTIVES:
             raise BudgetError(f'unknown objective "{wish.objective}"', f"choose one of: {', '.join(OBJECTIVES)}")
-        for kind in wish.limits:
+        for kind, limit in wish.limits.items():
+            if math.isnan(limit):
+                raise BudgetError(f"the limit on {kind} is no number", "give a number")
             if kind not in self._kinds():
                 known = ", ".join(self.table.energy if kind == "energy" else self.table.latency) or "none"
                 raise BudgetError(
@@ -146,14 +151,14 @@ class Chooser:
             allowed &= self._totals[kind] <= limit * (1 + 1e-9)
         if not allowed.any():
             return self._smallest(wish)
-        if wish.objective == "paper":
-            ruled = allowed & self._ruled(weights)
-            allowed = ruled if ruled.any() else allowed
         excess = self._floor_excess(wish.floors)
         met = excess is None or bool((excess[allowed] <= 1e-9).any())
         if excess is not None:
             nearest = max(0.0, float(excess[allowed].min()))
             allowed &= excess <= nearest + 1e-9
+        if wish.objective == "paper":  # a rule among what limits and floors leave
+            ruled = allowed & self._ruled(weights)
+            allowed = ruled if ruled.any() else allowed
         return self._found(_first_best(objective, self._totals["flops"], allowed), met, objective)
 
     def _objective(self, name: str, weights: Floats) -> Floats:
@@ -177,8 +182,13 @@ class Chooser:
 
     def _smallest(self, wish: Wish) -> Choice:
         """The configuration that comes nearest to limits that none keeps."""
-        ratios = np.stack([self._totals[kind] / limit for kind, limit in wish.limits.items()])
+        ratios = np.stack([self._totals[kind] / self._above_zero(kind, limit) for kind, limit in wish.limits.items()])
         return self._found(_first_best(ratios.max(0), self._totals["flops"], None), met=False)
+
+    def _above_zero(self, kind: str, limit: float) -> float:
+        """A limit to divide by: one that nothing keeps, where time is up already, is next to nothing."""
+        most = self._totals[kind].max() if self._small else self._parts[kind].shared.max()
+        return max(limit, 1e-12 * max(float(most), 1e-12))
 
     def _ruled(self, weights: Floats) -> Mask:
         """Combinations in which no task has a smaller share of its decoder than a task of less weight."""
@@ -260,10 +270,9 @@ class Chooser:
         if wish.objective != "chebyshev" or "memory" in wish.limits:
             raise BudgetError("so many tasks can be weighed by chebyshev within flops or latency only", "ask for that")
         regrets = {t: w * (1 - self._scaled[t]) for t, w in zip(self.tasks, weights, strict=True)}
-        for task in wish.floors:
-            if task in regrets:
-                regrets[task] = np.where(self._loss(task) <= wish.floors[task] + 1e-9, regrets[task], np.inf)
         price = self._price(wish.limits)
+        relaxed = self._nearest_floor(wish.floors, regrets, price)
+        regrets = self._within_floors(wish.floors, regrets, relaxed)
         levels = np.unique(np.concatenate([each[np.isfinite(each)].ravel() for each in regrets.values()]))
         low, high = 0, len(levels) - 1
         best = self._keeping(levels[high], regrets, price) if len(levels) else None
@@ -282,14 +291,39 @@ class Chooser:
         chosen = self._improved(row, chosen, regrets, price)
         total = sum(float(regrets[task][row, index]) for task, index in chosen.items())
         worst = max(float(regrets[task][row, index]) for task, index in chosen.items())
-        return self.choice(int(self._rows[row]), chosen, utility=-(worst + AUGMENTATION * total))
+        return self.choice(int(self._rows[row]), chosen, met=relaxed == 0, utility=-(worst + AUGMENTATION * total))
+
+    def _within_floors(
+        self, floors: Mapping[str, float], regrets: Mapping[str, Floats], relaxed: float
+    ) -> dict[str, Floats]:
+        """Regrets, infinite where a task falls below its floor by more than so much."""
+        return {
+            task: np.where(self._loss(task) <= floors[task] + relaxed + 1e-9, regret, np.inf)
+            if task in floors
+            else regret
+            for task, regret in regrets.items()
+        }
+
+    def _nearest_floor(self, floors: Mapping[str, float], regrets: Mapping[str, Floats], price: list[Figures]) -> float:
+        """By how much the floors must give way for some configuration within the limits to keep them; 0 where none
+        must, or where the limits alone leave nothing."""
+        excess = [(self._loss(task) - floors[task]).ravel() for task in self.tasks if task in floors]
+        steps = np.unique(np.maximum(np.concatenate([np.zeros(1), *excess]), 0.0))
+
+        def kept(relaxed: float) -> bool:
+            found = self._keeping(sys.float_info.max, self._within_floors(floors, regrets, relaxed), price)
+            return found is not None and found[1] <= 1 + 1e-9
+
+        if not kept(float(steps[-1])):
+            return 0.0
+        return float(steps[bisect.bisect_left(steps, True, key=lambda relaxed: kept(float(relaxed)))])
 
     def _price(self, limits: Mapping[str, float]) -> list[Figures]:
         """Each limited figure as a share of its limit; FLOPs, almost free, where nothing is limited."""
         shares = limits or {"flops": math.inf}
         return [
             Figures(self._parts[kind].shared / limit, {t: a / limit for t, a in self._parts[kind].decoders.items()})
-            for kind, limit in shares.items()
+            for kind, limit in ((kind, self._above_zero(kind, limit)) for kind, limit in shares.items())
         ]
 
     def _keeping(

@@ -151,7 +151,7 @@ class Table:
     @property
     def full(self) -> tuple[int, dict[str, int]]:
         """Row and decoder widths of the largest configuration."""
-        return int(self.costs["flops"].shared.argmax()), {task: len(each) - 1 for task, each in self.decoders.items()}
+        return int(self.rows.sum(1).argmax()), {task: len(each) - 1 for task, each in self.decoders.items()}
 
     @property
     def configurations(self) -> int:
