@@ -31,10 +31,21 @@ from secateur.targets.device import (
 )
 
 FLOAT_BYTES = 4
-ROOFLINE_WIDTH = 0.9
-"""Half the interval of an uncalibrated roofline, in logarithms: a factor of 2.5 either way."""
+UNCALIBRATED_WIDTH, UNCALIBRATED_PCT = 0.9, 45.0
+"""Half the interval of what no measurement has calibrated, in logarithms: a factor of 2.5 either way; and its error."""
 _P10_P90 = 1.2816 / 1.6449
 """Share of a normal 90 % interval that lies between its 10th and 90th percentile."""
+
+
+def order_of_magnitude(ms: float) -> Estimate:
+    """A latency that no measurement has calibrated."""
+    return Estimate(ms, ms * exp(-UNCALIBRATED_WIDTH), ms * exp(UNCALIBRATED_WIDTH), UNCALIBRATED_PCT, {})
+
+
+def latency_of(found: Estimate) -> Latency:
+    """An estimate with its 10th and 90th percentile, as a normal distribution of its logarithm has them."""
+    near = (found.ms / found.low) ** _P10_P90
+    return Latency(found.ms, found.ms / near, found.ms * near)
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,7 @@ class Roofline:
     operator_s: float
 
     def predict(self, operators: Sequence[Operator]) -> Estimate:
-        ms = sum(self.layers(operators))
-        return Estimate(ms, ms * exp(-ROOFLINE_WIDTH), ms * exp(ROOFLINE_WIDTH), 45.0, {})
+        return order_of_magnitude(sum(self.layers(operators)))
 
     def parts(self, operators: Sequence[Operator]) -> list[float]:
         """What `whole` takes the sum of."""
@@ -154,13 +164,12 @@ def predict_onnx(
     """
     operators, (model, basis) = read_onnx(path, shapes), model_of(device)
     found, costs = model.predict(operators), onnx_costs(path, shapes)
-    near = (found.ms / found.low) ** _P10_P90
     return Profile(
         target=device.name,
         backend=f"{basis} model of {device.runtime}, batch 1",
         source="predicted",
         basis=basis,
-        latency=Latency(found.ms, found.ms / near, found.ms * near),
+        latency=latency_of(found),
         flops=costs.flops,
         params=costs.params,
         peak_memory_bytes=costs.peak_memory_bytes,

@@ -88,7 +88,7 @@ def resized(bindings: Collection[Binding], model: nn.Module, gone: Index) -> dic
 
 def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """(attribute, position in a sequence or None, value) of a module's own sizes."""
-    normless = isinstance(module, _NormBase) and module.weight is None and module.running_mean is None
+    normless = isinstance(module, _NormBase) and not list(module.parameters()) and not list(module.buffers())
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module.weight is not None:
         return
     if isinstance(module, _OWN) and not normless:

@@ -114,11 +114,11 @@ def estimate_statistics(model: nn.Module, batches: Sequence[Batch], tasks: Seque
 
 def _that_see_several(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -> list[_BatchNorm]:
     """The batch norms that run on every batch, on more than one value for each channel."""
-    seen: dict[_BatchNorm, int] = {}
+    seen: dict[nn.Module, int] = {}
 
     def note(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         values = args[0].numel() // args[0].shape[1]
-        seen[norm] = min(values, seen.get(norm, values))  # type: ignore[index]
+        seen[norm] = min(values, seen.get(norm, values))
 
     norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
     handles = [norm.register_forward_pre_hook(note) for norm in norms]

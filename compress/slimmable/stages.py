@@ -24,7 +24,8 @@ from secateur.core.elastic import Stage
 from secateur.core.errors import BudgetError, ModelError
 from secateur.core.predict import takes_task
 from secateur.profiles.count import outputs_of
-from secateur.profiles.graph import Graph, ancestors, shape
+from secateur.profiles.graph import Graph, ancestors, op_name, shape
+from secateur.profiles.macs import arguments
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -105,6 +106,23 @@ def needed_by(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, frozense
     return {name: frozenset(needed) for name, needed in found.items()}
 
 
+def _in_common_norms(
+    groups: ChannelGroups, tasks: Sequence[str], needed: Mapping[str, frozenset[str]]
+) -> dict[str, frozenset[str]]:
+    """Parameter → the tasks that share a batch norm behind it: its statistics depend on all of their widths, so that no
+    decoder before it can be chosen by itself."""
+    found: dict[str, frozenset[str]] = {}
+    for graph, live in _live(groups, tasks).values():
+        for node in graph.compute:
+            mean = arguments(node).get("running_mean") if op_name(node) == "batch_norm" and node in live else None
+            sharing = needed.get(graph.state.get(mean, ""), frozenset()) if mean is not None else frozenset()
+            for before in ancestors([node]) if len(sharing) > 1 else ():
+                if before in graph.state:
+                    name = graph.state[before]
+                    found[name] = found.get(name, frozenset()) | sharing
+    return found
+
+
 def _live(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, tuple[Graph, frozenset[Node]]]:
     """Each task's graph, and the nodes its prediction is computed from."""
     if takes_task(groups.model):
@@ -118,10 +136,15 @@ def _live(groups: ChannelGroups, tasks: Sequence[str]) -> dict[str, tuple[Graph,
 def _elastic(groups: ChannelGroups, tasks: Sequence[str], rule: Rule, parts: Parts) -> dict[str, frozenset[str]]:
     """Elastic groups in order of computation → the tasks that depend on them."""
     needed = needed_by(groups, tasks)
+    common = _in_common_norms(groups, tasks, needed)
     fixed, found = groups.matching(rule.fixed) | (set() if rule.stream else parts.streams), {}
     fixed |= set() if rule.per_group else parts.whole
     for group in groups.prunable:
-        own = frozenset(task for member in group.members for task in needed.get(member.parameter, ()))
+        own = frozenset(
+            task
+            for member in group.members
+            for task in needed.get(member.parameter, frozenset()) | common.get(member.parameter, frozenset())
+        )
         if own and group.name not in fixed and not (rule.neck and _is_neck(group, own, needed, groups)):
             found[group.name] = own
     return found

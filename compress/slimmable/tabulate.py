@@ -30,7 +30,7 @@ from secateur.core.elastic import Chooser, Original, Table, Wish
 from secateur.core.elastic.table import Floats
 from secateur.core.predict import evaluate, evaluate_with, predict
 from secateur.core.progress import bar
-from secateur.core.seeds import seed_everything
+from secateur.core.seeds import seed_everything, seed_loader
 from secateur.core.task import Workload
 from secateur.profiles.count import count
 
@@ -47,6 +47,7 @@ class Judge:
         self.elastic, self.workload, self.space = elastic, workload, elastic.space
         self._journal = journal or Journal(None, {}, resume=False)
         seed_everything(seed)  # a shuffled loader gives the same first batches again
+        seed_loader(workload.train)
         self._inputs = inputs_of(workload.train, settings.recalibration_batches)
         self._batches = calibration_batches(workload.calibration, settings.calibration_samples)
 

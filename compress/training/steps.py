@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from secateur.compress import ranks
 from secateur.core.errors import DataError, ModelError
+from secateur.core.seeds import seed_loader
 from secateur.core.task import Batch, Workload
 
 
@@ -52,9 +53,7 @@ class Windows:
         """The windows of one epoch, in an order that the seed of torch's own generator says."""
         if self._sampler is not None:
             self._sampler.set_epoch(number)
-        for drawing in (self._loader, getattr(self._loader, "sampler", None)):
-            if isinstance(generator := getattr(drawing, "generator", None), torch.Generator):
-                generator.manual_seed(torch.initial_seed())  # a resumed run draws what the whole one would have
+        seed_loader(self._loader)  # a resumed run draws what the whole one would have
         own = iter(self._loader)
         if self._sampler is None:
             own = itertools.islice(own, ranks.rank(), None, ranks.world())

@@ -63,10 +63,12 @@ def sweep(
         settings=settings_of(None, epochs=epochs, rounds=rounds, more=more), output=output, heartbeat=heartbeat,
     )  # fmt: skip
     lost = SecateurError(
-        f"{len(found.failed)} of {len(found.cells)} runs failed: {next(iter(found.failed.values()), '')}",
+        f"every run failed: {next(iter(found.failed.values()), '')}",
         "what failed is kept in the study: repeat it under another one",
     )
-    return Answer(found.as_json(), lambda console: show_sweep(console, found), lost if found.failed else None)
+    return Answer(
+        found.as_json(), lambda console: show_sweep(console, found), lost if found.failed and not found.runs else None
+    )
 
 
 def show_sweep(console: Console, found: Sweep) -> None:

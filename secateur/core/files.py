@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -40,15 +40,16 @@ def writing(path: Path) -> Iterator[Path]:
 def writing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, swapped into its place when the block ends well.
 
-    At every moment a whole old or a whole new folder is on disk. Of a link it is the folder behind it.
+    At every moment a whole old or a whole new folder is on disk, but where it is the folder that this process is in: a
+    shell would lose it by the swap, so its content is exchanged. Of a link it is the folder behind it.
 
     Raises:
-        OutputError: the folder that this process is in, or one above it, which a shell would lose by the swap.
+        OutputError: a folder above the one that this process is in.
     """
     named, path = path, path.resolve()
     with clear_errors(named):
-        if path in (Path.cwd(), *Path.cwd().parents):
-            raise OutputError(f"{named} is the folder you are in, or above it", "run the command from another folder")
+        if path in Path.cwd().parents:
+            raise OutputError(f"{named} is above the folder you are in", "run the command from another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path)
         temporary.mkdir()
@@ -111,13 +112,23 @@ def _swap(new: Path, path: Path) -> None:
         return
     previous = path.with_name(f".{path.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
-    path.rename(previous)
+    move: Callable[[Path, Path], object] = Path.rename
+    if path == Path.cwd():
+        previous.mkdir()
+        move = _move_content
+    move(path, previous)
     try:
-        new.rename(path)
+        move(new, path)
     except OSError:
-        previous.rename(path)
+        move(previous, path)
         raise
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _move_content(source: Path, destination: Path) -> None:
+    """All that is in one folder into another one, in place of what has the same name there."""
+    for each in list(source.iterdir()):
+        each.replace(destination / each.name)
 
 
 @contextmanager

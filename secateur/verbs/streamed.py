@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from secateur.core.costs import Latency, Profile, with_ratios
+from secateur.core.costs import Profile, with_ratios
 from secateur.core.errors import DeviceError
 from secateur.export.hls_graph import prepare
 from secateur.export.hls_resources import BOARDS, CLOCK_NS, fit, latency_cycles, layers_of
 from secateur.targets.device import Device, StreamedLatency
+from secateur.targets.predict import latency_of, order_of_magnitude
 
 if TYPE_CHECKING:
     from secateur.verbs.measure import Subject
@@ -41,13 +42,14 @@ def _profile(name: str, subject: Subject, device: Device) -> Profile:
     workload, board = subject.workload(), BOARDS[device.latency.board]
     prepared = prepare(workload.model, workload)
     design = fit(layers_of(prepared), device.latency.width, board)
-    ms = latency_cycles(prepared, design) * CLOCK_NS / 1e6
+    found = order_of_magnitude(latency_cycles(prepared, design) * CLOCK_NS / 1e6)
     return Profile(
         target=device.name,
         backend=f"design by hls4ml for {board.part}, {device.latency.width} bits, batch 1",
         source="predicted",
         basis="streamed",
-        latency=Latency(ms, ms, ms),
+        latency=latency_of(found),
+        error_pct=found.error_pct,
         details={
             "board": board.name,
             "interval_ms": design.interval_ms,

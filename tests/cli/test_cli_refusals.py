@@ -234,9 +234,13 @@ def weights(path: Path) -> dict[str, bytes]:
 def test_the_folder_that_one_is_in_is_not_swapped_away(
     secateur: Secateur, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    inode = bundle.path.stat().st_ino
     monkeypatch.chdir(bundle.path)
-    secateur("report", ".").refused(2, "is the folder you are in")
-    assert Path.cwd().is_dir()
+    assert secateur("report", ".").code == 0
+    assert Path.cwd().stat().st_ino == inode
+    assert Bundle.open(bundle.path).verify() == []
+    monkeypatch.chdir(bundle.path / "artefacts")
+    secateur("report", "..").refused(2, "is above the folder you are in")
 
 
 def test_files_are_not_exported_into_a_bundle_beside_its_own(secateur: Secateur, bundle: Bundle) -> None:

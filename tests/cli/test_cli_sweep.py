@@ -84,7 +84,8 @@ def test_a_run_that_fails_is_told_and_not_tried_again(secateur: Secateur) -> Non
         "sweep", "toys:nan_in_training", "--study", "sqlite:///s.db", "--budget", "flops<=80%", "--seeds", "0",
         "--drop", "90%", "--json",
     )  # fmt: skip
-    assert shown.code == 0, shown.err
+    assert shown.code == 2, shown.err
+    assert "every run failed" in shown.document["error"]["message"]
     assert shown.document["runs"] == []
     assert [each["error"] for each in shown.document["failed"]] == ["the loss became nan in epoch 0 of fine-tuning"]
     assert len(optuna.load_study(study_name="secateur sweep of pair", storage="sqlite:///s.db").trials) == 1

@@ -173,3 +173,25 @@ def test_widths_that_round_to_the_same_channels_count_as_one() -> None:
 def test_nonsense_widths_are_refused(widths: tuple[float, ...]) -> None:
     with pytest.raises(BudgetError):
         Rule(widths)
+
+
+class CommonHead(nn.Module):
+    """[N, 3, 8, 8]: an encoder, a decoder for each task, and one head with a batch norm for both of them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 8, 3)
+        self.left, self.right = (nn.Sequential(nn.Conv2d(8, 10, 1), nn.ReLU(), nn.Conv2d(10, 6, 1)) for _ in range(2))
+        self.join, self.head = nn.Sequential(nn.Conv2d(6, 4, 1), norm), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.encoder(x).relu()
+        return {side: self.head(self.join(layer(x).relu())) for side, layer in (("l", self.left), ("r", self.right))}
+
+
+@pytest.mark.parametrize(("norm", "decoders"), [(nn.BatchNorm2d(4), set()), (nn.GroupNorm(1, 4), {"l", "r"})])
+def test_decoders_before_a_batch_norm_of_both_are_chosen_together(norm: nn.Module, decoders: set[str]) -> None:
+    """Its statistics depend on the widths of either."""
+    groups = trace(CommonHead(norm).eval(), torch.randn(2, 3, 8, 8))
+    found = {stage.name for stage in Space.of(groups, ("l", "r"), Rule(round_to=1)).stages}
+    assert found & {"l", "r"} == decoders

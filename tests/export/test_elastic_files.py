@@ -93,6 +93,14 @@ class Single(Dense):
         return {"depth": super().forward(x)["depth"]}
 
 
+class Named(Dense):
+    """Tasks whose names mean something elsewhere."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = super().forward(x)
+        return {"shared": found["depth"], "left/right": found["edges"]}
+
+
 class Error:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         self.value = float((prediction - target).abs().mean())
@@ -211,7 +219,13 @@ def test_weights_are_stored_once(dense: ElasticSource, session: ElasticSession) 
 
 @pytest.mark.parametrize("layout", ["if", "files"])
 @pytest.mark.parametrize(
-    ("model", "tasks"), [(Guided, ("edges", "depth")), (ByTask, ("depth", "edges")), (Single, ("depth",))]
+    ("model", "tasks"),
+    [
+        (Guided, ("edges", "depth")),
+        (ByTask, ("depth", "edges")),
+        (Single, ("depth",)),
+        (Named, ("shared", "left/right")),
+    ],
 )
 def test_parts_of_other_shapes(model: type[nn.Module], tasks: tuple[str, ...], layout: str, tmp_path: Path) -> None:
     source = made(model(), tasks)
@@ -295,3 +309,10 @@ def test_latencies_are_sums_of_measured_parts(session: ElasticSession) -> None:
     assert found.original_ms == pytest.approx(
         found.figures.of(int(table.costs["flops"].shared.argmax()), {"depth": 1, "edges": 1})
     )
+
+
+def test_all_of_a_model_that_is_called_by_task_is_its_full_width() -> None:
+    """All of its FLOPs are those of tasks."""
+    table = made(ByTask(), ("depth", "edges")).table
+    row, chosen = table.full
+    assert min(table.widths(table.configuration(row, chosen)).values()) == 1.0

@@ -56,7 +56,9 @@ def _tie_states(op: Op, unit: Channels) -> None:
     """States [layers, N, H] that are given: of the hidden units."""
     given = op.args.get("hx")
     for node in given if isinstance(given, (list, tuple)) else [given]:
-        for dim, channels in op.labels(node).items() if isinstance(node, Node) else ():
+        if not isinstance(node, Node):
+            continue
+        for dim, channels in op.labels(node).items():
             if dim == len(op.shape_of(node)) - 1 and len(channels) == len(unit):
                 op.space.tie(channels, unit)
             else:

@@ -243,3 +243,29 @@ def test_channels_of_a_mixture_that_no_graph_can_hold_are_refused_before_any_wor
     with pytest.raises(ModelError, match=r"depends on the values of its input|cannot trace") as caught:
         sc.extract(workload(language(kind)), ["repeat"], "params<=50%", prune=True)
     assert "\n" not in caught.value.message
+
+
+class Twice(Language):
+    """The same mixture in two places, called by the name of its argument."""
+
+    def __init__(self) -> None:
+        super().__init__(ListMoE)
+        self.again = self.moe
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        hidden = self.words(x) + 2 * self.prompt[task]
+        hidden = hidden + self.moe(x=self.norm(hidden))
+        hidden = hidden + self.again(x=self.norm(hidden))
+        return self.heads[task](hidden).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def test_a_mixture_in_two_places_called_by_name_keeps_what_either_uses() -> None:
+    torch.manual_seed(3)
+    model = Twice().eval()
+    with torch.no_grad():
+        model.moe.gate.weight.mul_(6)  # type: ignore[operator, union-attr]
+    small = extract(workload(model), ["repeat"], settings=Settings(epochs=0, rounds=1)).points[0].model
+    assert small.again is small.moe
+    for inputs, _ in sequences(3, 2):
+        with torch.no_grad():
+            torch.testing.assert_close(small(inputs, "repeat"), model(inputs, "repeat"), atol=1e-5, rtol=1e-4)
