@@ -90,6 +90,11 @@ def from_graphs(
     )  # fmt: skip
 
 
+_PRODUCTS = frozenset(("matmul", "mm", "bmm", "addmm", "baddbmm"))
+_TURNING = frozenset(("t", "numpy_T", "mT", "transpose", "permute", "movedim"))
+"""Ops after which a parameter still is one, in another order."""
+
+
 class Flow:
     """Labels of every tensor of every graph, in one space of channels."""
 
@@ -99,10 +104,12 @@ class Flow:
         self.parameters: dict[tuple[str, int], Channels] = {}
         self.produced: list[Channels] = []
         self.consumed: list[Channels] = []
+        self._weights: set[Node] = set()
         self._refused: set[str] = set()
 
     def walk(self, graph: Graph) -> None:
         """Label the graph's state, run the rule of every call, fix the outputs."""
+        self._weights |= graph.state.keys()
         for node, name in graph.state.items():
             if not _is_table(node):
                 self.labels[node] = {
@@ -136,6 +143,8 @@ class Flow:
         if found is None:
             self._warn(op)
         self.labels[node] = (found or refuse)(op)
+        if op.name in _TURNING and self._weights.issuperset(op.tensors):
+            self._weights.add(node)
         self._note_roles(op)
 
     def _note_roles(self, op: Op) -> None:
@@ -150,6 +159,15 @@ class Flow:
         elif op.name == "routed_experts":
             self._note_experts(op)
             return
+        elif op.name in _PRODUCTS:
+            left, right = op.tensors[-2:] if len(op.tensors) > 1 else (None, None)
+            for node, turned in ((left, True), (right, False)):
+                if node in self._weights and node is not None:
+                    self._note_matrix(op, node, turned)
+            return
+        elif op.name == "einsum":
+            self._note_einsum(op)
+            return
         elif op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             for parameter in op["params"]:
                 self._note(op.labels(parameter), ((self.produced, 0), (self.consumed, 1)))
@@ -162,6 +180,25 @@ class Flow:
         for noted, dim in roles:
             if dim in weight:
                 noted.append(weight[dim])
+
+    def _note_matrix(self, op: Op, weight: Node, turned: bool) -> None:
+        """A parameter in a matrix product: `x @ w` reads its rows and makes its columns, `w @ x` the other way."""
+        rows = len(op.shape_of(weight)) - 2
+        self._note(op.labels(weight), ((self.produced, rows + (not turned)), (self.consumed, rows + turned)))
+
+    def _note_einsum(self, op: Op) -> None:
+        """A parameter makes what only it and the result have, and reads what it shares with another operand."""
+        inputs, _, result = str(op["equation"]).replace(" ", "").partition("->")
+        operands = list(zip(op["tensors"], inputs.split(","), strict=True))
+        for node, letters in operands:
+            others = {letter for other, own in operands if other is not node for letter in own}
+            if node not in self._weights or "..." in letters:
+                continue
+            for dim, letter in enumerate(letters):
+                if letter in result and letter not in others:
+                    self._note(op.labels(node), ((self.produced, dim),))
+                elif letter in others and letter not in result:
+                    self._note(op.labels(node), ((self.consumed, dim),))
 
     def _note_experts(self, op: Op) -> None:
         """Stacked weights [experts, outputs, inputs] produce their experts too."""

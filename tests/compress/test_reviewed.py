@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,24 @@ class Of(nn.Module):
         return self.function(x)
 
 
-MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+class Weights(nn.Module):
+    """Two matrices that the code multiplies by itself."""
+
+    def __init__(
+        self, product: Callable[[Tensor, Tensor, Tensor], Tensor], first: tuple[int, ...], second: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.product, self.first, self.second = (
+            product,
+            nn.Parameter(torch.randn(first)),
+            nn.Parameter(torch.randn(second)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x.flatten(2).mT, self.first, self.second).mT[..., None]
+
+
+MIDDLES: dict[str, tuple[Any, ...]] = {
     "the last state of an LSTM": (lambda: Last(nn.LSTM(12, 10, batch_first=True)), 10),
     "the last state of a GRU of two layers": (lambda: Last(nn.GRU(12, 10, 2, batch_first=True)), 10),
     "the last state of a plain one": (lambda: Last(nn.RNN(12, 10, batch_first=True)), 10),
@@ -68,16 +86,35 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "divided by itself": (lambda: Of(lambda x: torch.true_divide(x, x + 1)), 12),
     "to the power of -1": (lambda: Of(lambda x: x * (x + 1) ** -1), 12),
     "instance norm without weights": (lambda: nn.InstanceNorm2d(12), 12),
+    "products with matrices": (lambda: Weights(lambda x, a, b: (x @ a).relu() @ b, (12, 14), (14, 10)), 10, 14),
+    "products with turned ones": (
+        lambda: Weights(lambda x, a, b: (x @ a.T).relu() @ b.t(), (14, 12), (10, 14)),
+        10,
+        14,
+    ),
+    "matrices on the left": (lambda: Weights(lambda x, a, b: (b @ (a @ x.mT).relu()).mT, (14, 12), (10, 14)), 10, 14),
+    "einsum with matrices": (
+        lambda: Weights(
+            lambda x, a, b: torch.einsum("nph,ho->npo", torch.einsum("npc,hc->nph", x, a).relu(), b), (14, 12), (14, 10)
+        ),
+        10,
+        14,
+    ),
+    "an expert each": (
+        lambda: Weights(lambda x, a, b: ((x[:, None] @ a).relu() @ b).sum(1), (3, 12, 14), (3, 14, 10)),
+        10,
+        14,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MIDDLES)
 def test_what_stands_in_the_middle_can_be_cut(name: str) -> None:
     torch.manual_seed(0)
-    middle, channels = MIDDLES[name]
+    middle, channels, *hidden = MIDDLES[name]
     model, images = Around(middle(), channels).double().eval(), torch.rand(2, 3, 8, 8, dtype=torch.double)
     groups = trace_quietly(model, images)
-    assert {group.channels for group in groups.prunable} >= {12, channels}
+    assert {group.channels for group in groups.prunable} >= {12, channels, *hidden}
     for seed in range(3):
         keep = random_keep(groups.prunable, seed)
         assert_same(outputs(groups.cut(keep), images), masked_outputs(groups, keep, images))

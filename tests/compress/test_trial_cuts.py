@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from traces import trace_quietly
@@ -22,7 +24,7 @@ class Steep(nn.Module):
 
 
 class Slightly(nn.Module):
-    """[N, 6] → [N, 4]: a little of the mean of the channels that there are, which a cut changes, is added."""
+    """[N, 6] → [N, 4]: a little of the channels is added, by the logarithm of how many there are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +32,7 @@ class Slightly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.inner(x)
-        return self.outer(values) + 1e-3 * values.sum(1, keepdim=True) / values.shape[1]
+        return self.outer(values) + 1e-3 * values.sum(1, keepdim=True) / math.log(values.shape[1])
 
 
 def test_rounding_that_a_model_multiplies_is_no_wrong_cut() -> None:
