@@ -208,6 +208,10 @@ def honoured(exporter: Exporter, options: Options) -> Options:
     return Options.of({key: value for key, value in options.asked().items() if key in exporter.honours})
 
 
+_TYPED = {"trials": "tune", "capabilities": "capability"}
+"""Options that are typed by other names."""
+
+
 def check_requests(requests: Iterable[Request]) -> None:
     """Refuse an unknown format, and an option that none of the formats would honour.
 
@@ -222,4 +226,5 @@ def check_requests(requests: Iterable[Request]) -> None:
         for option in request.options.asked():
             if option not in honoured:
                 names = ", ".join(name for name in known() if option in _exporters[name].honours)
-                raise ExportError(f"{request.format} does not know the option {option}", f"it is one of: {names}")
+                typed = _TYPED.get(option, option)
+                raise ExportError(f"{request.format} does not know the option {typed}", f"it is one of: {names}")

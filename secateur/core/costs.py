@@ -93,6 +93,7 @@ class Profile:
             "backend": self.backend,
             "source": self.source,
             "latency_ms": self.latency.as_json() if self.latency else None,
+            "repeats": self.latency.repeats or None if self.latency else None,
             "error_pct": self.error_pct,
             "basis": self.basis,
             "flops": self.flops,

@@ -79,7 +79,7 @@ def inspect(thing: AnyWorkload | AnyBundle, *, workload: AnyWorkload | None = No
     if isinstance(thing, Bundle) or looks_like_bundle(thing):
         bundle = open_bundle(thing)  # type: ignore[arg-type]
         found = workload_of(bundle, workload)
-        inspected = _inspect(bundle.path.name, compressed_model(bundle, found), found)
+        inspected = _inspect(bundle.path.resolve().name, compressed_model(bundle, found), found)
         return replace(inspected, bank=Bank(bundle, lambda: found.model).describe()) if has_bank(bundle) else inspected
     found = find_workload(thing)  # type: ignore[arg-type]
     return _inspect(found.name, found.model, found)

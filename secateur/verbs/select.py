@@ -78,6 +78,10 @@ class Selection:
             "expected": {**expected, "delta_mtl": self.delta_mtl},
             "target": self.target,
             "search_ms": self.search_ms,
+            "points": [
+                {**each.costs.model_dump(exclude_none=True), "metrics": each.metrics, "delta_mtl": each.delta_mtl}
+                for each in self.bundle.manifest.points
+            ],
         }
 
 
