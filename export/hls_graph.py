@@ -175,11 +175,12 @@ def _outputs(graph: fx.GraphModule, workload: Workload) -> dict[str, fx.Node]:
 
 
 def _problems(prepared: Prepared) -> list[str]:
-    problems = []
+    places: dict[str, list[str]] = {}
     for node in prepared.nodes:
         reason = _node_problem(prepared, node)
         if reason:
-            problems.append(f"{_where(node)}: {reason}")
+            places.setdefault(reason, []).append(_where(node))
+    problems = [f"{_some(found)}: {reason}" for reason, found in places.items()]
     nodes = list(prepared.outputs.values())
     for task, node in prepared.outputs.items():
         if nodes.count(node) > 1:
@@ -187,6 +188,12 @@ def _problems(prepared: Prepared) -> list[str]:
         elif any(user.op != "output" for user in node.users):
             problems.append(f'the output of task "{task}" is used on the way to another')
     return list(dict.fromkeys(problems))
+
+
+def _some(places: list[str]) -> str:
+    """The first places of several."""
+    more = len(places) - 2
+    return ", ".join(places[:2]) + (f" and {more} more" if more > 0 else "")
 
 
 def _node_problem(prepared: Prepared, node: fx.Node) -> str | None:
