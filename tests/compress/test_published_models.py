@@ -36,7 +36,7 @@ SAMPLE = {
     ("timm", "xcit_nano_12_p8_224"): 18,
     ("timm", "pvt_v2_b0"): 14,
     ("timm", "twins_svt_small"): 25,
-    ("timm", "swinv2_cr_tiny_224"): 28,
+    ("timm", "swinv2_cr_tiny_224"): 32,
     ("timm", "convmixer_768_32"): 33,
     ("timm", "maxvit_nano_rw_256"): 33,
     ("timm", "levit_384_s8"): 61,
