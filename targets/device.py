@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.core.errors import DeviceError
+from secateur.targets.runtimes import RUNTIMES
 
 Kind = Literal["cpu", "gpu", "mobile", "fpga"]
 LARGEST_FILE = 64 * 1024
@@ -153,7 +154,7 @@ class Settings(_Model):
     batch: int = Field(default=1, ge=1, le=65536)
 
 
-RUNS_HERE = ("onnxruntime", "openvino", "tvm", "ncnn")
+RUNS_HERE = ("onnxruntime", "tvm", *RUNTIMES)
 
 
 class Device(_Model):
@@ -179,7 +180,7 @@ class Device(_Model):
     def _makes_sense(self) -> Device:
         if self.kind == "cpu" and self.runtime not in RUNS_HERE:
             raise ValueError(f"kind: cpu is this machine, which runs {', '.join(RUNS_HERE)}, not {self.runtime}")
-        if self.here and self.kind == "mobile" and self.runtime not in ("ncnn", "openvino"):
+        if self.here and self.kind == "mobile" and self.runtime not in RUNTIMES:
             raise ValueError(f"here: {self.runtime} on this machine is a target of kind cpu")
         if isinstance(self.latency, RooflineLatency) and (self.compute is None or self.bandwidth is None):
             raise ValueError("latency: a roofline needs compute and bandwidth")

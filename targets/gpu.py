@@ -30,7 +30,7 @@ from secateur.export.onnx_session import open_session, runtime_reason
 from secateur.export.runtime import Array
 from secateur.export.tensorrt_format import TensorRtModel, build, import_tensorrt, offered, require_gpu
 from secateur.profiles.timing import Call, sample, speedup, summarise
-from secateur.targets.cpu import Shapes, make_inputs
+from secateur.targets.cpu import Shapes, batches, make_inputs
 from secateur.targets.nvidia import gpus
 
 _REASONS = (DeviceError, ExportError, MissingExtraError, TargetUnavailableError)
@@ -92,8 +92,12 @@ def measure_gpu(
                 reasons.append(f"{runtime}: {error.message}")
                 continue
             samples = sample(calls, **how)
-        backend = f"{_version(runtime)} on {next(iter(gpus()), device)}, batch {batch}"
-        found = {name: Profile(target, backend, "measured", summarise(times)) for name, times in samples.items()}
+        backend = f"{_version(runtime)} on {next(iter(gpus()), device)}, batch {{}}"
+        each = batches({name: list(network.inputs(batch, shapes or {}).values()) for name, network in networks.items()})
+        found = {
+            name: Profile(target, backend.format(each[name]), "measured", summarise(times))
+            for name, times in samples.items()
+        }
         return {
             name: replace(profile, speedup_against=speedup(samples[against], samples[name]).median)
             if against is not None and name != against

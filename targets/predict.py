@@ -17,7 +17,7 @@ from secateur.profiles.latency.estimate import Estimate
 from secateur.profiles.latency.kernels import KernelModel
 from secateur.profiles.latency.operators import Operator, total_macs
 from secateur.profiles.latency.published import published
-from secateur.profiles.latency.read import onnx_costs, read_onnx
+from secateur.profiles.latency.read import read_with_costs
 from secateur.profiles.latency.soft_core import SoftCore
 from secateur.profiles.latency.table import LatencyModel
 from secateur.targets.calibration.run import calibrated
@@ -162,8 +162,8 @@ def predict_onnx(
         DeviceError: nothing predicts this device.
         ExportError: the file cannot be read, or leaves shapes open.
     """
-    operators, (model, basis) = read_onnx(path, shapes), model_of(device)
-    found, costs = model.predict(operators), onnx_costs(path, shapes)
+    (operators, costs), (model, basis) = read_with_costs(path, shapes), model_of(device)
+    found = model.predict(operators)
     return Profile(
         target=device.name,
         backend=f"{basis} model of {device.runtime}, batch 1",

@@ -55,11 +55,8 @@ class Twin(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The first argument, by place or by name, are the tokens."""
-        if args:
-            x, *args = args  # type: ignore[assignment]
-        else:
-            x = kwargs.pop(next(iter(kwargs)))
-        scores = self.scores(x, kwargs.get("task", args[0] if args and isinstance(args[0], str) else None))
+        x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
+        scores = self.scores(x, kwargs.get("task", rest[0] if rest and isinstance(rest[0], str) else None))
         weights = ExpertWeights(self.up, self.down, self.up_bias, self.down_bias, self.glu, self.layout.activation)
         mixed = mix(x, scores, self.kept, weights, len(self.slots), self.layout.renormalise)
         return self.layout.output(mixed, scores)

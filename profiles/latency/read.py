@@ -61,10 +61,18 @@ def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] 
         ExportError: a file that is missing, truncated or not ONNX, whose shapes stay unknown, that chooses while it
             runs what to compute, or that computes nothing.
     """
-    found = _reader(path, shapes).operators()
+    return read_with_costs(path, shapes)[0]
+
+
+def read_with_costs(
+    path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[list[Operator], Costs]:
+    """As `read_onnx` and `onnx_costs`, from one inference of shapes."""
+    reader = _reader(path, shapes)
+    found = reader.operators()
     if not found:
         raise ExportError(f"{path} computes nothing that takes time", "give a model with operators")
-    return found
+    return found, reader.costs(found)
 
 
 def onnx_costs(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> Costs:
@@ -80,8 +88,7 @@ def onnx_costs(path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
         ExportError: as `read_onnx`.
     """
     reader = _reader(path, shapes)
-    weights = count_parameters(reader.graph)
-    return Costs(2 * total_macs(reader.operators()), weights, 4 * reader.peak_elements(), 4 * weights)
+    return reader.costs(reader.operators())
 
 
 def count_parameters(graph: Any) -> int:
@@ -165,7 +172,7 @@ class _Reader:
     """One graph with its shapes, weights and the uses of each value."""
 
     def __init__(self, graph: Any, path: Path) -> None:
-        self.graph, self._path, self._nodes = graph, path, list(graph.node)
+        self._graph, self._path, self._nodes = graph, path, list(graph.node)
         self._weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self._shapes = {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -204,6 +211,10 @@ class _Reader:
                     "check it with onnx.checker",
                 ) from error
         return found
+
+    def costs(self, operators: Sequence[Operator]) -> Costs:
+        weights = count_parameters(self._graph)
+        return Costs(2 * total_macs(operators), weights, 4 * self.peak_elements(), 4 * weights)
 
     def peak_elements(self) -> int:
         """Elements of all weights, and of the activations alive at the worst moment."""
@@ -294,7 +305,7 @@ class _Reader:
         if kind in ("conv", "deconv"):
             window = list(self._shape(self._right(node))[2:])
         return Operator(
-            kind, _planes(inputs, kind), _plane(output, kind), _kernel(window),
+            kind, tuple(_plane(each, kind) for each in inputs) or ((1,),), _plane(output, kind), _kernel(window),
             max(_ints(attributes, "strides"), default=1), max(_ints(attributes, "dilations"), default=1),
             int(attributes["group"].i) if "group" in attributes else 1,
             weights if kind in _PRODUCTS else 0, self._function(node), node.name or made,
@@ -377,10 +388,6 @@ def _kernel(window: Sequence[int]) -> tuple[int, int]:
 
 def _ints(attributes: Mapping[str, Any], name: str) -> list[int]:
     return list(attributes[name].ints) if name in attributes else [1]
-
-
-def _planes(shapes: Sequence[Shape], kind: str) -> tuple[Shape, ...]:
-    return tuple(_plane(shape, kind) for shape in shapes) or ((1,),)
 
 
 def _plane(shape: Shape, kind: str) -> Shape:

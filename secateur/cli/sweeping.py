@@ -9,7 +9,6 @@ import typer
 
 from secateur.cli.options import Budgets, More, WorkloadName
 from secateur.cli.verb import Answer, verb
-from secateur.core.errors import SecateurError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,13 +61,7 @@ def sweep(
         workload, study, budget or None, seeds=numbers, drops=drop, saliencies=saliency.split(","),
         settings=settings_of(None, epochs=epochs, rounds=rounds, more=more), output=output, heartbeat=heartbeat,
     )  # fmt: skip
-    lost = SecateurError(
-        f"every run failed: {next(iter(found.failed.values()), '')}",
-        "what failed is kept in the study: repeat it under another one",
-    )
-    return Answer(
-        found.as_json(), lambda console: show_sweep(console, found), lost if found.failed and not found.runs else None
-    )
+    return Answer(found.as_json(), lambda console: show_sweep(console, found), found.error)
 
 
 def show_sweep(console: Console, found: Sweep) -> None:

@@ -190,7 +190,11 @@ def _lost(
     return lost
 
 
-def _measured(
+def _measured(subjects: Mapping[str, Subject], *how: Any) -> dict[str, Profile]:
+    return {name: filled(profile, subjects[name]) for name, profile in _profiles(subjects, *how).items()}
+
+
+def _profiles(
     subjects: Mapping[str, Subject],
     place: Place,
     against: str | None,
@@ -200,13 +204,11 @@ def _measured(
 ) -> dict[str, Profile]:
     if isinstance(place, TargetStatus):
         missing = Profile(place.name, "", "unavailable", reason=place.reason, how=place.how)
-        return {name: filled(missing, subject) for name, subject in subjects.items()}
+        return dict.fromkeys(subjects, missing)
     if isinstance(place.latency, RoutedLatency):
-        routed = measure_routed(subjects, place, against, layers)
-        return {name: filled(profile, subjects[name]) for name, profile in routed.items()}
+        return measure_routed(subjects, place, against, layers)
     if isinstance(place.latency, StreamedLatency):
-        streamed = measure_streamed(subjects, place, against)
-        return {name: filled(profile, subjects[name]) for name, profile in streamed.items()}
+        return measure_streamed(subjects, place, against)
     if isinstance(place, FarmTarget) and not predict:
         return _on_farm(subjects, place, against, layers, shapes)
     if predict or is_predicted(place) or _only_predictable(subjects, place):
@@ -219,8 +221,7 @@ def _measured(
         runtime = RUNTIMES[place.runtime]
         files = {name: subject.form(runtime) for name, subject in subjects.items()}
         inputs = {name: inputs_of(subject.onnx, shapes or {}) for name, subject in subjects.items()}
-        found = measure_here(place, files, inputs, against=against)
-        return {name: filled(profile, subjects[name]) for name, profile in found.items()}
+        return measure_here(place, files, inputs, against=against)
     files = {name: subject.onnx for name, subject in subjects.items()}
     how: dict[str, Any] = {
         "threads": place.settings.threads,
@@ -230,10 +231,8 @@ def _measured(
         "target": place.name,
     }
     if place.runtime == "onnxruntime":
-        profiles = measure_onnx(files, layers=layers, **how)
-    else:
-        profiles = measure_compiled(files, place.runtime, **how)
-    return {name: filled(profile, subjects[name]) for name, profile in profiles.items()}
+        return measure_onnx(files, layers=layers, **how)
+    return measure_compiled(files, place.runtime, **how)
 
 
 def _only_predictable(subjects: Mapping[str, Subject], device: Device) -> bool:
@@ -256,13 +255,12 @@ def _on_farm(
     runtime = RUNTIMES.get(target.runtime)
     try:
         files = {name: each.form(runtime) if runtime else each.onnx for name, each in subjects.items()}
-        found = measure_on_farm(target, files, shapes=shapes, against=against)
+        return measure_on_farm(target, files, shapes=shapes, against=against)
     except (TargetUnavailableError, MissingExtraError, ExportError) as error:
         formless = runtime is not None and not all(subject.has(runtime) for subject in subjects.values())
         if target.latency is None or (isinstance(error, ExportError) and not formless):
             raise
         return _predicted_instead(error, subjects, target, against, layers, shapes)
-    return {name: filled(profile, subjects[name]) for name, profile in found.items()}
 
 
 def _on_gpu(
@@ -277,10 +275,9 @@ def _on_gpu(
 
     networks = {name: Network(subject.onnx, subject.workload) for name, subject in subjects.items()}
     try:
-        found = measure_gpu(networks, batch=device.settings.batch, shapes=shapes, against=against, target=device.name)
+        return measure_gpu(networks, batch=device.settings.batch, shapes=shapes, against=against, target=device.name)
     except TargetUnavailableError as error:
         return _predicted_instead(error, subjects, device, against, layers, shapes)
-    return {name: filled(profile, subjects[name]) for name, profile in found.items()}
 
 
 def _predicted_instead(
@@ -306,7 +303,7 @@ def _predicted(
         name: predict_onnx(device, subject.onnx, shapes=shapes, layers=layers) for name, subject in subjects.items()
     }
     found = with_ratios(profiles, against)
-    return {name: filled(replace(profile, reason=stand_in(device)), subjects[name]) for name, profile in found.items()}
+    return {name: replace(profile, reason=stand_in(device)) for name, profile in found.items()}
 
 
 def filled(profile: Profile, subject: Subject) -> Profile:

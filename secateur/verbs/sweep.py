@@ -24,7 +24,7 @@ from secateur.compress.pagcp.saliency import find
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, is_bundle
-from secateur.core.errors import BudgetError, OutputError
+from secateur.core.errors import BudgetError, OutputError, SecateurError
 from secateur.core.files import clear_errors
 from secateur.core.progress import say
 from secateur.core.task import Workload
@@ -56,6 +56,16 @@ class Sweep:
     cells: Sequence[Cell]
     runs: dict[Cell, Result]
     failed: dict[Cell, str]
+
+    @property
+    def error(self) -> SecateurError | None:
+        """What the first of the runs failed for, where every one did."""
+        if self.runs or not self.failed:
+            return None
+        return SecateurError(
+            f"every run failed: {next(iter(self.failed.values()))}",
+            "what failed is kept in the study: repeat it under another one",
+        )
 
     def summary(self) -> list[dict[str, Any]]:
         """One row per criterion and tolerance: means over seeds, and the standard deviation of Δ_MTL; best first."""

@@ -141,3 +141,11 @@ def test_an_input_that_does_not_fit(tmp_path: Path) -> None:
         pytest.raises(ExportError, match="does not run"),
     ):
         wrong.turn()
+
+
+def test_scripts_of_the_folder_that_one_is_in_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file called as a library, which the process would meet first."""
+    path = matmul_chain(tmp_path / "model.onnx", 8, 1)
+    (tmp_path / "numpy.py").write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    assert sample_apart({"it": Artefact("onnx", path)}, {"it": [np.eye(8, dtype=np.float32)]}, **FAST)["it"]
