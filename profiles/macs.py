@@ -28,6 +28,9 @@ Factor = tuple[Node, int]
 
 Size = Callable[[Node, int], int]
 
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+RECURRENT_CELLS = tuple(f"{layer}_cell" for layer in RECURRENT)
+
 
 @dataclass(frozen=True)
 class Term:
@@ -119,6 +122,10 @@ def _recurrent(node: Node, given: dict[str, Any]) -> list[Term]:
     return [Term(1, (*_dims(x)[:-1], (weight, 0), (weight, 1))) for weight in matrices]
 
 
+def _recurrent_cell(node: Node, given: dict[str, Any]) -> list[Term]:
+    return [Term(1, (*_dims(given["input"])[:-1], (w, 0), (w, 1))) for w in (given["w_ih"], given["w_hh"])]
+
+
 def _tensordot(node: Node, given: dict[str, Any]) -> list[Term]:
     return [Term(1, (*_dims(node), *(_dim(given["self"], dim) for dim in given["dims_self"])))]
 
@@ -155,7 +162,8 @@ RULES: dict[str, Callable[[Node, dict[str, Any]], list[Term]]] = {
     "addmm": _product("mat1"),
     "baddbmm": _product("batch1"),
     "tensordot": _tensordot,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(RECURRENT_CELLS, _recurrent_cell),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "routed_experts": _routed_experts,

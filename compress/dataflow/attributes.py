@@ -29,14 +29,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.compress.dataflow.groups import Index
+from secateur.compress.dataflow.rules.pointwise import FILLED
 from secateur.compress.dataflow.space import Channels, Components
 from secateur.profiles.graph import Graph, module_path, op_name, shape
-from secateur.profiles.macs import arguments
+from secateur.profiles.macs import RECURRENT, RECURRENT_CELLS, arguments
 
 SIZED = frozenset(
     ("view", "reshape", "unflatten", "_unsafe_view", "split", "split_with_sizes", "slice", "narrow", "expand",
-     "layer_norm", "rms_norm", "group_norm", "conv1d", "conv2d", "conv3d", "repeat", "unfold", "pixel_shuffle", "lstm",
-     "gru", "rnn_tanh", "rnn_relu", "chunk", "flatten", "tensor_split")
+     "layer_norm", "rms_norm", "group_norm", "conv1d", "conv2d", "conv3d", "repeat", "unfold", "pixel_shuffle",
+     "chunk", "flatten", "tensor_split", *RECURRENT, *RECURRENT_CELLS, *FILLED)
 )  # fmt: skip
 """Ops that are told sizes."""
 

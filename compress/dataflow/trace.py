@@ -23,11 +23,13 @@ from secateur.compress.dataflow.coupling import Coupling, couplable, couple
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
 from secateur.compress.dataflow.rules import Labels, Op, find_rule, refuse
+from secateur.compress.dataflow.rules.pointwise import FILLED
 from secateur.compress.dataflow.scales import Scale
 from secateur.compress.dataflow.space import Channels, Space
 from secateur.compress.dataflow.trial import settle
 from secateur.core.errors import ModelError
 from secateur.profiles.graph import Graph, capture_tasks, module_path, op_name, shape
+from secateur.profiles.macs import RECURRENT, RECURRENT_CELLS
 
 
 def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bool = True) -> ChannelGroups:
@@ -136,8 +138,7 @@ class Flow:
             self.labels[node] = parts[node.args[1]] if isinstance(parts, list) else parts  # type: ignore[index]
             return
         op = Op(node, self.labels, self.space, self._scopes.sizes(module_path(node)))
-        labelled = [tensor for tensor in op.tensors if self._of(tensor)]
-        if not labelled:
+        if op.name not in FILLED and not any(self._of(tensor) for tensor in op.tensors):
             return
         found = find_rule(node)
         if found is None:
@@ -168,8 +169,8 @@ class Flow:
         elif op.name == "einsum":
             self._note_einsum(op)
             return
-        elif op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            for parameter in op["params"]:
+        elif op.name in RECURRENT + RECURRENT_CELLS:
+            for parameter in op["params"] if op.name in RECURRENT else (op["w_ih"], op["w_hh"]):
                 self._note(op.labels(parameter), ((self.produced, 0), (self.consumed, 1)))
             return
         else:

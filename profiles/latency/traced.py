@@ -22,7 +22,16 @@ from secateur.profiles.count import PerSample, per_sample
 from secateur.profiles.graph import Graph, is_in_place, module_path, op_name, shape
 from secateur.profiles.latency.operators import CONVOLUTIONS, Operator, Shape
 from secateur.profiles.latency.routed import rows_of
-from secateur.profiles.macs import Factor, Size, Term, arguments, mac_terms, traced_size
+from secateur.profiles.macs import (
+    RECURRENT,
+    RECURRENT_CELLS,
+    Factor,
+    Size,
+    Term,
+    arguments,
+    mac_terms,
+    traced_size,
+)
 
 _KINDS = {
     "conv": ("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
@@ -281,7 +290,7 @@ def _recurrent(node: Node, given: dict[str, Any], batch: int) -> Iterator[Step]:
 _SEVERAL: dict[str, Callable[..., Iterator[AnyStep]]] = {
     "scaled_dot_product_attention": _attention,
     "routed_experts": _routed_experts,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(RECURRENT + RECURRENT_CELLS, _recurrent),
 }
 """Ops that a runtime executes as several operators, or whose weights are in a list."""
 

@@ -19,7 +19,9 @@ from traces import assert_same, masked_outputs, outputs, random_keep, trace_quie
 from zoo.registry import randomise
 
 from secateur.compress.dataflow import ChannelGroups, Labels, Op, rule, trace
+from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.dataflow.rules import contraction, find_rule, registry, rules
+from secateur.profiles.count import count
 from secateur.profiles.graph import op_name
 
 SIZE = 6
@@ -42,7 +44,7 @@ def words(x: Tensor) -> Tensor:
 
 CASES: dict[str, Callable[[int], Middle]] = {
     "pointwise": lambda c: lambda x: F.silu(x) * torch.sigmoid(x) + torch.zeros_like(x),
-    "sizes_only": lambda c: lambda x: x * x.new_ones(()),
+    "sizes_only": lambda c: lambda x: x * x.new_empty(()).fill_(2),
     "prelu": nn.PReLU,
     "batch_norm": nn.BatchNorm2d,
     "group_norm": lambda c: nn.GroupNorm(2, c),
@@ -97,6 +99,7 @@ CASES: dict[str, Callable[[int], Middle]] = {
     "linear": lambda c: LastDimension(nn.Linear(c, 7)),
     "embedding": lambda c: Words(c),
     "recurrent": lambda c: Steps(c),
+    "cell": lambda c: Cells(c, nn.LSTMCell),
 }  # fmt: skip
 """Name of the rule → what stands in the middle, for a number of channels."""
 
@@ -132,6 +135,26 @@ class Steps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.flatten(2).mT)[0].mT[..., None]
+
+
+class Cells(nn.Module):
+    """A convolutional LSTM and a cell of torch, which begin with states of zeros and of ones."""
+
+    def __init__(self, channels: int, cell: type[nn.RNNCellBase]) -> None:
+        super().__init__()
+        self.hidden, self.gates = 11, nn.Conv2d(channels + 11, 4 * 11, 3, padding=1)
+        self.cell = cell(11, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = cells = x.new_zeros(len(x), self.hidden, SIZE, SIZE)
+        scale = torch.ones(len(x), self.hidden, 1, 1)
+        for _ in range(2):
+            reads, forgets, writes, new = self.gates(torch.cat([x, state], 1)).chunk(4, 1)
+            cells = forgets.sigmoid() * cells + reads.sigmoid() * new.tanh() * scale
+            state = writes.sigmoid() * cells.tanh()
+        pooled = state.mean((2, 3))
+        after = self.cell(pooled, self.cell(pooled))
+        return (after[0] if isinstance(after, tuple) else after)[..., None, None]
 
 
 class Between(nn.Module):
@@ -171,6 +194,19 @@ def test_the_stem_can_be_cut(name: str) -> None:
     """A rule that refuses what it should follow would pass the test above."""
     _, _, groups = between(name, 8)
     assert any(group.name.startswith("stem") for group in groups.prunable), [str(group) for group in groups.values()]
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_whose_states_begin_as_zeros_are_cut(cell: type[nn.RNNCellBase]) -> None:
+    model, inputs = Between(Cells(8, cell), 8), torch.randn(2, 3, SIZE, SIZE)
+    groups = trace_quietly(model, inputs)
+    assert sorted(group.channels for group in groups.prunable) == [8, 9, 11]
+    keep = {group.name: np.arange(group.channels - 3) for group in groups.prunable}
+    cut = groups.cut(keep)
+    assert_same(outputs(cut, inputs), masked_outputs(groups, keep, inputs))
+    assert (cut.middle.hidden, cut.middle.cell.input_size, cut.middle.cell.hidden_size) == (8, 8, 6)
+    costs = CostModel(groups)
+    assert costs.costs(costs.widths({name: len(kept) for name, kept in keep.items()})) == count(cut, inputs).costs
 
 
 def test_every_rule_has_a_case() -> None:

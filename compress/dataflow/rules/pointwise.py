@@ -55,9 +55,19 @@ def prelu(op: Op) -> Labels:
     return labels
 
 
+FILLED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+
+
+@rule(*FILLED)
+def filled(op: Op) -> Labels:
+    """A tensor of one value, the first state of a cell, say, is of any channels whose number the code holds."""
+    if not op.node.meta["val"].dtype.is_floating_point:
+        return {}
+    return {dim: op.space.fresh(size) for dim, size in enumerate(op.shape) if size > 1 and op.is_attribute(size)}
+
+
 @rule(
-    "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "sym_numel", "_assert_tensor_metadata", "size",
-    "is_floating_point", "dim", "numel",
+    "new_empty", "sym_size", "sym_numel", "_assert_tensor_metadata", "size", "is_floating_point", "dim", "numel",
 )  # fmt: skip
 def sizes_only(op: Op) -> Labels:
     """The operand gives its type, place or size, no values."""
