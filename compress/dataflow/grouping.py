@@ -14,9 +14,12 @@ from secateur.compress.dataflow.space import Channels, Components
 Parameters = Mapping[tuple[str, int], Channels]
 """(parameter, dimension) → its channels."""
 
+_NOBODY = "no weight is known to make these channels: a rule says it by `op.weight`"
+
 
 def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple[str, int], Role]) -> Groups:
-    """The groups, in the order of the parameters that produce their channels."""
+    """The groups, in the order of the parameters that make their channels. Fixed channels that no weight makes (those of
+    a norm of the input) are no group."""
     signatures, places = _places(parameters, components)
     by_signature: dict[Any, list[int]] = defaultdict(list)
     for component, signature in signatures.items():
@@ -28,17 +31,19 @@ def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple
             Member(keys[key][0], keys[key][1], roles.get(keys[key], "bound"), _stack(places, channels, key, count))
             for key, count in signature.counts
         )
-        producers = [member for member in members if member.role == "out"]
-        if not producers:
+        makers = [member.parameter for member in members if member.role == "out"]
+        why_not = _why_not(channels, components)
+        if not makers and why_not:
             continue
-        name = producers[0].parameter.rpartition(".")[0] or producers[0].parameter
+        maker = (makers or [members[0].parameter])[0]
+        name = maker.rpartition(".")[0] or maker
         names[name] += 1
         group = ChannelGroup(
             name=name if names[name] == 1 else f"{name}#{names[name]}",
             channels=len(channels),
             members=members,
             components=np.array(channels, dtype=np.int64),
-            why_not=_why_not(channels, components),
+            why_not=why_not if makers else _NOBODY,
         )
         groups.append(group)
     return Groups([group for group in groups if not _is_hidden(group, groups, components)])

@@ -19,15 +19,12 @@ from torch.utils import _pytree as pytree
 
 from secateur.compress.dataflow.groups import Groups, Index, Keep, removed
 from secateur.compress.dataflow.replay import Replay
+from secateur.compress.dataflow.rules import is_counting
 from secateur.compress.dataflow.scales import Alive, Following, Scale
 from secateur.compress.dataflow.space import Channels
 from secateur.profiles.graph import op_name
 from secateur.profiles.macs import arguments
 
-_NORMALISING = frozenset(
-    {"layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "cumsum", "normalize", "batch_norm",
-     "scaled_dot_product_attention", "routed_experts"}
-)  # fmt: skip
 _CONTRACTING = frozenset(
     ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
      "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
@@ -107,10 +104,10 @@ def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channe
     divides = name in _DIVIDING and bool(labels.get(node.args[-1]))  # type: ignore[arg-type]
     if name == "pow" and isinstance(node.args[1], (int, float)):
         divides = node.args[1] < 0
-    alone = name in _NORMALISING or divides
+    alone = is_counting(name) or divides
     if not alone and name not in _CONTRACTING and not _weight_is_computed(node):
         return None
-    if name == "batch_norm" and max(labels.get(node.args[0], ()), default=0) < 2:  # type: ignore[arg-type]
+    if ("batch_norm" in name or name == "instance_norm") and max(labels.get(node.args[0], ()), default=0) < 2:  # type: ignore[arg-type]
         return None
     operands = {
         used: {dim: component_of[channels] for dim, channels in labels[used].items()}

@@ -22,10 +22,16 @@ _DEEPEST = 16
 
 
 class Space:
-    """All channels of a model, over all of its graphs."""
+    """All channels of a model, over all of its graphs.
+
+    Attributes:
+        made, read: the channels along the dimensions in which weights make or read them.
+    """
 
     def __init__(self) -> None:
         self.size = 0
+        self.made: list[Channels] = []
+        self.read: list[Channels] = []
         self._ties: list[tuple[Channels, Channels]] = []
         self._fixed: list[tuple[Channels, str]] = []
         self._pairs: list[tuple[Channels, Channels, Channels]] = []

@@ -22,14 +22,13 @@ from secateur.compress.dataflow.checks import check
 from secateur.compress.dataflow.coupling import Coupling, couplable, couple
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
-from secateur.compress.dataflow.rules import Labels, Op, find_rule, refuse
+from secateur.compress.dataflow.rules import Op, find_rule, refuse
 from secateur.compress.dataflow.rules.pointwise import FILLED
 from secateur.compress.dataflow.scales import Scale
 from secateur.compress.dataflow.space import Channels, Space
 from secateur.compress.dataflow.trial import settle
 from secateur.core.errors import ModelError
 from secateur.profiles.graph import Graph, capture_tasks, module_path, op_name, shape
-from secateur.profiles.macs import RECURRENT, RECURRENT_CELLS
 
 
 def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bool = True) -> ChannelGroups:
@@ -92,11 +91,6 @@ def from_graphs(
     )  # fmt: skip
 
 
-_PRODUCTS = frozenset(("matmul", "mm", "bmm", "addmm", "baddbmm"))
-_TURNING = frozenset(("t", "numpy_T", "mT", "transpose", "permute", "movedim"))
-"""Ops after which a parameter still is one, in another order."""
-
-
 class Flow:
     """Labels of every tensor of every graph, in one space of channels."""
 
@@ -104,14 +98,10 @@ class Flow:
         self.space, self._scopes = Space(), Scopes(model)
         self.labels: dict[Node, Any] = {}
         self.parameters: dict[tuple[str, int], Channels] = {}
-        self.produced: list[Channels] = []
-        self.consumed: list[Channels] = []
-        self._weights: set[Node] = set()
         self._refused: set[str] = set()
 
     def walk(self, graph: Graph) -> None:
         """Label the graph's state, run the rule of every call, fix the outputs."""
-        self._weights |= graph.state.keys()
         for node, name in graph.state.items():
             if not _is_table(node):
                 self.labels[node] = {
@@ -144,79 +134,16 @@ class Flow:
         if found is None:
             self._warn(op)
         self.labels[node] = (found or refuse)(op)
-        if op.name in _TURNING and self._weights.issuperset(op.tensors):
-            self._weights.add(node)
-        self._note_roles(op)
-
-    def _note_roles(self, op: Op) -> None:
-        """Remember which channels weights produce and consume."""
-        weight = op.labels("weight") if "weight" in op.args else {}
-        if op.name.startswith("conv_transpose"):
-            roles = ((self.consumed, 0), (self.produced, 1))
-        elif op.name in ("conv1d", "conv2d", "conv3d", "linear"):
-            roles = ((self.produced, 0), (self.consumed, 1))
-        elif op.name == "embedding":
-            roles = ((self.produced, 1),)  # type: ignore[assignment]
-        elif op.name == "routed_experts":
-            self._note_experts(op)
-            return
-        elif op.name in _PRODUCTS:
-            left, right = op.tensors[-2:] if len(op.tensors) > 1 else (None, None)
-            for node, turned in ((left, True), (right, False)):
-                if node in self._weights and node is not None:
-                    self._note_matrix(op, node, turned)
-            return
-        elif op.name == "einsum":
-            self._note_einsum(op)
-            return
-        elif op.name in RECURRENT + RECURRENT_CELLS:
-            for parameter in op["params"] if op.name in RECURRENT else (op["w_ih"], op["w_hh"]):
-                self._note(op.labels(parameter), ((self.produced, 0), (self.consumed, 1)))
-            return
-        else:
-            return
-        self._note(weight, roles)
-
-    def _note(self, weight: Labels, roles: tuple[tuple[list[Channels], int], ...]) -> None:
-        for noted, dim in roles:
-            if dim in weight:
-                noted.append(weight[dim])
-
-    def _note_matrix(self, op: Op, weight: Node, turned: bool) -> None:
-        """A parameter in a matrix product: `x @ w` reads its rows and makes its columns, `w @ x` the other way."""
-        rows = len(op.shape_of(weight)) - 2
-        self._note(op.labels(weight), ((self.produced, rows + (not turned)), (self.consumed, rows + turned)))
-
-    def _note_einsum(self, op: Op) -> None:
-        """A parameter makes what only it and the result have, and reads what it shares with another operand."""
-        inputs, _, result = str(op["equation"]).replace(" ", "").partition("->")
-        operands = list(zip(op["tensors"], inputs.split(","), strict=True))
-        for node, letters in operands:
-            others = {letter for other, own in operands if other is not node for letter in own}
-            if node not in self._weights or "..." in letters:
-                continue
-            for dim, letter in enumerate(letters):
-                if letter in result and letter not in others:
-                    self._note(op.labels(node), ((self.produced, dim),))
-                elif letter in others and letter not in result:
-                    self._note(op.labels(node), ((self.consumed, dim),))
-
-    def _note_experts(self, op: Op) -> None:
-        """Stacked weights [experts, outputs, inputs] produce their experts too."""
-        for name in ("up", "glu", "down"):
-            for noted, dim in ((self.produced, 0), (self.produced, 1), (self.consumed, 2)):
-                if dim in op.labels(name):
-                    noted.append(op.labels(name)[dim])
 
     def roles(self) -> dict[tuple[str, int], Role]:
-        """A parameter's own channels tell whether a weight produced or consumed them."""
-        produced = {int(channels[0]) for channels in self.produced}
-        consumed = {int(channels[0]) for channels in self.consumed}
+        """A parameter's own channels tell whether a weight makes or reads them."""
+        made = {int(channels[0]) for channels in self.space.made}
+        read = {int(channels[0]) for channels in self.space.read}
         roles: dict[tuple[str, int], Role] = {}
         for key, channels in self.parameters.items():
-            if int(channels[0]) in produced:
+            if int(channels[0]) in made:
                 roles[key] = "out"
-            elif int(channels[0]) in consumed:
+            elif int(channels[0]) in read:
                 roles[key] = "in"
         return roles
 

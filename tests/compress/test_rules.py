@@ -74,6 +74,7 @@ def own_rules() -> Iterator[None]:
     yield
     registry._RULES.clear()
     registry._RULES.update(before)
+    registry._COUNTING.intersection_update(before)
 
 
 def test_a_users_op_becomes_prunable_by_a_rule(own_rules: None) -> None:
@@ -89,6 +90,76 @@ def test_a_users_op_becomes_prunable_by_a_rule(own_rules: None) -> None:
     groups = trace(model, inputs)
     keep = {"stem": [0, 3, 7]}
     assert_same(outputs(groups.cut(keep), inputs), masked_outputs(groups, keep, inputs))
+
+
+class Projecting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weight, self.head = nn.Linear(3, 8), nn.Parameter(torch.randn(12, 8)), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(project(self.stem(x), self.weight).softmax(1))
+
+
+@torch.library.custom_op("secateur_tests::project", mutates_args=())
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.T
+
+
+@project.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_users_rule_says_what_a_weight_makes(own_rules: None, says: bool) -> None:
+    @rule("project")
+    def projection(op: Op) -> Labels:
+        weight = op.labels("weight")
+        op.tie(op.labels("x").get(1), weight.get(1))
+        if says:
+            op.weight("weight", makes=[0], reads=[1])
+        return {1: weight[0]}
+
+    inputs = torch.randn(5, 3)
+    groups = trace(Projecting().eval(), inputs)
+    assert groups["weight"].channels == 12
+    if says:
+        keep = {"weight": [0, 3, 7], "stem": [1, 2]}
+        assert_same(outputs(groups.cut(keep), inputs), masked_outputs(groups, keep, inputs))
+    else:
+        assert "op.weight" in groups["weight"].why_not
+
+
+def test_a_users_rule_says_that_its_op_counts_channels(own_rules: None) -> None:
+    """A mean over the channels depends on how many there are: masks run it on those that stay."""
+
+    @rule("centre", counting=True)
+    def centred(op: Op) -> Labels:
+        return op.labels("x")
+
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(centre(self.stem(x)))
+
+    inputs = torch.randn(5, 3)
+    groups, keep = trace(Centred().eval(), inputs), {"stem": [0, 3, 7]}
+    assert groups["stem"].prunable
+    assert_same(outputs(groups.cut(keep), inputs), masked_outputs(groups, keep, inputs))
+
+
+@torch.library.custom_op("secateur_tests::centre", mutates_args=())
+def centre(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+@centre.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def test_a_wrong_rule_is_caught_by_the_trial_cut(own_rules: None) -> None:

@@ -7,6 +7,10 @@ from torch.fx import Node
 
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 from secateur.compress.dataflow.space import Channels
+from secateur.profiles.graph import op_name
+
+_TURNING = frozenset(("t", "numpy_T", "mT", "transpose", "permute", "movedim"))
+"""Ops after which a parameter still is one, in another order."""
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -18,6 +22,7 @@ def convolution(op: Op) -> Labels:
     _fix_all_but(op, x, (0, 1, *pointwise), "convolved dimension")
     _fix_all_but(op, weight, (0, 1), "kernel size")
     produced = weight.get(0)
+    op.weight("weight", makes=[0], reads=[1])
     _tie_bias(op, produced)
     if groups == 1:
         op.tie(x.get(1), weight.get(1))
@@ -41,6 +46,7 @@ def transposed_convolution(op: Op) -> Labels:
     x, weight, groups = op.labels("self"), op.labels("weight"), int(op["groups"])
     _fix_all_but(op, x, (0, 1), "convolved dimension")
     _fix_all_but(op, weight, (0, 1), "kernel size")
+    op.weight("weight", makes=[1], reads=[0])
     op.tie(x.get(1), weight.get(0))
     produced = weight.get(1) if groups == 1 else _grouped_transposed(op, x.get(1), weight.get(1), groups)
     _tie_bias(op, produced)
@@ -75,6 +81,7 @@ def linear(op: Op) -> Labels:
     """Input [*, I], weight [O, I] → [*, O]."""
     x, weight = op.labels("self"), op.labels("weight")
     last = len(op.shape_of("self")) - 1
+    op.weight("weight", makes=[0], reads=[1])
     op.tie(x.get(last), weight.get(1))
     _tie_bias(op, weight.get(0))
     produced = {last: weight[0]} if 0 in weight else {}
@@ -105,6 +112,10 @@ def _product(op: Op, left: Node, right: Node) -> Labels:
     if a_ndim < 2 or b_ndim < 2:
         return refuse(op)
     op.tie(a.get(a_ndim - 1), b.get(b_ndim - 2))
+    if _is_parameter(left):
+        op.weight(left, makes=[a_ndim - 2], reads=[a_ndim - 1])
+    if _is_parameter(right):
+        op.weight(right, makes=[b_ndim - 1], reads=[b_ndim - 2])
     result: Labels = {}
     for labels, ndim, kept in ((a, a_ndim, a_ndim - 2), (b, b_ndim, b_ndim - 1)):
         if kept in labels:
@@ -123,7 +134,14 @@ def _product(op: Op, left: Node, right: Node) -> Labels:
     return result
 
 
-@rule("scaled_dot_product_attention")
+def _is_parameter(node: Node) -> bool:
+    """Whether a matrix is a parameter, perhaps in another order of its dimensions, rather than a result."""
+    while op_name(node) in _TURNING:
+        node = node.all_input_nodes[0]
+    return not node.all_input_nodes
+
+
+@rule("scaled_dot_product_attention", counting=True)
 def attention(op: Op) -> Labels:
     """Query [*, H, L, E], key [*, H, S, E], value [*, H, S, V] → [*, H, L, V]. Of grouped queries, several heads share
     one of key and value."""
@@ -178,7 +196,18 @@ def einsum(op: Op) -> Labels:
             if letter in found:
                 op.tie(found[letter], channels)
             found[letter] = channels if found.get(letter, channels) is not None else None
+    _einsum_weights(op, operands, result)
     return {dim: channels for dim, letter in enumerate(result) if (channels := found.get(letter)) is not None}
+
+
+def _einsum_weights(op: Op, operands: list[tuple[Node, str]], result: str) -> None:
+    """A parameter makes what only it and the result have, and reads what it shares with another operand."""
+    for node, letters in operands:
+        others = {letter for other, own in operands if other is not node for letter in own}
+        if _is_parameter(node):
+            makes = [dim for dim, letter in enumerate(letters) if letter in result and letter not in others]
+            reads = [dim for dim, letter in enumerate(letters) if letter in others and letter not in result]
+            op.weight(node, makes=makes, reads=reads)
 
 
 def _spelt_out(letters: str, ndim: int) -> str:
@@ -192,6 +221,7 @@ def embedding(op: Op) -> Labels:
     """Indices [*], weight [V, D] → [*, D]."""
     weight = op.labels("weight")
     op.fix(weight.get(0), "vocabulary")
+    op.weight("weight", makes=[1])
     return {len(op.shape) - 1: weight[1]} if 1 in weight else {}
 
 

@@ -7,7 +7,7 @@ from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 
 @rule(
     "batch_norm", "instance_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-    "_native_batch_norm_legit_functional",
+    "_native_batch_norm_legit_functional", counting=True,
 )  # fmt: skip
 def batch_norm(op: Op) -> Labels | list[Labels]:
     """Input [N, C, *] with weight, bias and running statistics [C]. Some forms return statistics next to the result."""
@@ -16,11 +16,10 @@ def batch_norm(op: Op) -> Labels | list[Labels]:
         bound = op.labels(name).get(0)
         if bound is not None:
             op.tie(bound, labels.get(1))
-    returns = len(op.node.target._schema.returns)  # type: ignore[union-attr]
-    return [labels, *({} for _ in range(returns - 1))] if returns > 1 else labels
+    return [labels, *({} for _ in range(op.returns - 1))] if op.returns > 1 else labels
 
 
-@rule("group_norm")
+@rule("group_norm", counting=True)
 def group_norm(op: Op) -> Labels:
     """Input [N, C, *] in `num_groups` rows of channels: every row keeps as many, or goes, if it is a single channel."""
     labels, groups = op.labels("self"), int(op["num_groups"])
@@ -34,7 +33,7 @@ def group_norm(op: Op) -> Labels:
     return labels
 
 
-@rule("layer_norm", "rms_norm")
+@rule("layer_norm", "rms_norm", counting=True)
 def layer_norm(op: Op) -> Labels:
     """Input [*, normalized_shape] with weight and bias of that shape."""
     labels, ndim = op.labels("self"), len(op.shape_of("self"))
@@ -45,7 +44,7 @@ def layer_norm(op: Op) -> Labels:
     return labels
 
 
-@rule("softmax", "log_softmax", "normalize", "cumsum")
+@rule("softmax", "log_softmax", "normalize", "cumsum", counting=True)
 def along_a_dimension(op: Op) -> Labels:
     """The result has the shape of the input; every channel sees the others of its dimension, order included."""
     return op.labels("self")

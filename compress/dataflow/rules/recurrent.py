@@ -17,7 +17,7 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 def recurrent(op: Op) -> list[Labels]:
     """Input [*, I] with weights [gates·H, I] and [gates·H, H] per layer and direction → [*, directions·H], states."""
     directions, biases = 1 + bool(op["bidirectional"]), bool(op["has_biases"])
-    per_cell, returns = 2 + 2 * biases, len(op.node.target._schema.returns)  # type: ignore[union-attr]
+    per_cell, returns = 2 + 2 * biases, op.returns
     parameters = op["params"]
     if len(parameters) != per_cell * directions * int(op["num_layers"]):  # projections
         refuse(op)
@@ -63,6 +63,8 @@ def _cell(op: Op, reads: Channels | None, weights: list[Node], unit: Channels) -
     gates, size = _gates(op), len(unit)
     op.tie(reads, op.labels(weights[0]).get(1), "read by a recurrent layer")
     op.tie(op.labels(weights[1]).get(1), unit)
+    for weight in weights[:2]:
+        op.weight(weight, makes=[0], reads=[1])
     for weight in weights:
         rows = op.labels(weight).get(0)  # a bias may be absent
         if rows is not None:

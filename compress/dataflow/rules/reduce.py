@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secateur.compress.dataflow.rules.pointwise import pointwise
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 
 
@@ -12,8 +13,6 @@ from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 def reduction(op: Op) -> Labels | list[Labels]:
     """`dim` may be one dimension, several, or none (all of them). Some overloads return (values, indices)."""
     if len(op.tensors) > 1:  # max(a, b) of two tensors is pointwise
-        from secateur.compress.dataflow.rules.pointwise import pointwise
-
         return pointwise(op)
     labels, ndim = op.labels("self"), len(op.shape_of("self"))
     dims = op.args.get("dim")
@@ -25,8 +24,7 @@ def reduction(op: Op) -> Labels | list[Labels]:
         for dim, channels in labels.items()
         if dim not in reduced
     }
-    returns = len(op.node.target._schema.returns)  # type: ignore[union-attr]
-    return [result] * returns if returns > 1 else result
+    return [result] * op.returns if op.returns > 1 else result
 
 
 @rule("argmax", "argmin", "topk", "sort", "argsort")
@@ -35,5 +33,4 @@ def positions(op: Op) -> Labels | list[Labels]:
     labels = op.labels("self")
     for channels in labels.values():
         op.fix(channels, "positions are picked")
-    returns = len(op.node.target._schema.returns)  # type: ignore[union-attr]
-    return [{}] * returns if returns > 1 else {}
+    return [{}] * op.returns if op.returns > 1 else {}

@@ -4,7 +4,8 @@
     def glu(op: Op) -> Labels:
         ...
 
-A rule reads the labels of the op's tensor arguments, ties or fixes channels, and returns the labels of the result.
+A rule reads the labels of the op's tensor arguments, ties or fixes channels, says what a weight makes and reads, and
+returns the labels of the result.
 """
 
 from __future__ import annotations
@@ -24,14 +25,21 @@ Labels = dict[int, Channels]
 
 Rule = Callable[["Op"], "Labels | list[Labels]"]
 _RULES: dict[str, Rule] = {}
+_COUNTING: set[str] = set()
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ops by bare name (`conv2d`, for all overloads and the in-place form)."""
+def rule(*names: str, counting: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for ops by bare name (`conv2d`, for all overloads and the in-place form).
+
+    Args:
+        counting: the result depends on how many channels there are (a layer norm, a softmax): masks run the op on those
+            that stay.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
             _RULES[name] = function
+            (_COUNTING.add if counting else _COUNTING.discard)(name)
         return function
 
     return register
@@ -40,6 +48,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def rules() -> dict[str, Rule]:
     """All registered rules, by the names of their ops."""
     return dict(_RULES)
+
+
+def is_counting(name: str) -> bool:
+    """Whether the rule of an op says that its result depends on how many channels there are."""
+    return name in _COUNTING
 
 
 def find_rule(node: Node) -> Rule | None:
@@ -92,6 +105,18 @@ class Op:
     def tensors(self) -> list[Node]:
         """All tensor operands, those in lists included."""
         return [node for node in self.node.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
+
+    @property
+    def returns(self) -> int:
+        """How many tensors the op returns."""
+        return len(self.node.target._schema.returns)  # type: ignore[union-attr]
+
+    def weight(self, argument: str | Node, *, makes: Collection[int] = (), reads: Collection[int] = ()) -> None:
+        """Say which dimensions of a weight make channels of the result, and which read those of an operand. Groups are
+        named after the weights that make them, and judged by these weights' values."""
+        labels = self.labels(argument)
+        self.space.made += [labels[dim] for dim in makes if dim in labels]
+        self.space.read += [labels[dim] for dim in reads if dim in labels]
 
     def fix(self, channels: Channels | None, why: str = "") -> None:
         """Fix channels, if there are any; the reason names the op and the module."""

@@ -15,13 +15,15 @@ _DIMENSIONS = {
 }
 
 
-@rule("routed_experts")
+@rule("routed_experts", counting=True)
 def routed_experts(op: Op) -> Labels:
     """Tokens [*, D], scores [*, R] and stacked weights → [*, D] (secateur.core.experts).
 
     `kept` names each expert's row of the router, which stays whole: an expert is removed with its entry there.
     """
     x, last = op.labels("x"), len(op.shape) - 1
+    for name in ("up", "glu", "down"):
+        op.weight(name, makes=[0, 1], reads=[2])
     op.fix(op.labels("scores").get(last), "the router keeps its rows")
     found = {_INPUTS: x.get(last)}
     for name, meanings in _DIMENSIONS.items():

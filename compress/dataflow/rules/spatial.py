@@ -22,8 +22,7 @@ def spatial(op: Op) -> Labels | list[Labels]:
         if dim > 1:
             op.fix(channels, "resized dimension")
     result = {dim: channels for dim, channels in labels.items() if dim <= 1}
-    returns = len(op.node.target._schema.returns)  # type: ignore[union-attr]
-    return [result] * returns if returns > 1 else result
+    return [result] * op.returns if op.returns > 1 else result
 
 
 @rule("grid_sampler", "grid_sample")
