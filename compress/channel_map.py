@@ -107,7 +107,7 @@ class ChannelMap:
         for path, index in self.lists.items():
             if name.startswith(f"{path}."):
                 place, _, rest = name[len(path) + 1 :].partition(".")
-                return f"{path}.{index[int(place)]}.{rest}"
+                return ".".join(filter(None, (path, str(index[int(place)]), rest)))
         return name
 
     def as_json(self) -> dict[str, Any]:

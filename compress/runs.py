@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.core.budget import Tolerance
-from secateur.core.task import Task
+from secateur.core.task import Task, missed_drop
 
 
 def strictness(tolerance: Tolerance, tasks: Sequence[str]) -> dict[str, float]:
@@ -23,12 +23,9 @@ def drops_too_large(
     tasks: Sequence[Task], tolerance: Tolerance, before: Mapping[str, float], after: Mapping[str, float]
 ) -> list[str]:
     """The tasks whose metric fell by more than they may, as sentences."""
-    found = []
-    for task in tasks:
-        change, allowed = task.relative_change(before[task.name], after[task.name]), tolerance.of(task.name)
-        if -change > allowed + 1e-9:
-            found.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
-    return found
+    changes = {task.name: task.relative_change(before[task.name], after[task.name]) for task in tasks}
+    found = [missed_drop(name, change, tolerance.of(name)) for name, change in changes.items()]
+    return [sentence for sentence in found if sentence]
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 
 from secateur.core.elastic import Choice, Chooser, Table, Wish
 from secateur.core.elastic.table import Floats
+from secateur.core.task import relative_change
 
 REFERENCE = 2.0
 """Badness of the hypervolume's reference point, in every task: twice as bad as the original."""
@@ -106,8 +107,7 @@ def _sweep(chooser: Chooser, kind: str, budget: float, task: str) -> Floats:
         rest = dict.fromkeys(others, float(1 - weight) / max(len(others), 1))
         wish = Wish({kind: budget}, {task: float(weight) if others else 1.0, **rest})
         before, after = table.original.metrics[task], chooser.pick(wish).metrics[task]
-        gain = (after - before) / max(abs(before), 1e-12)
-        values.append(gain if table.better[task] == "higher" else -gain)
+        values.append(relative_change(table.better[task], before, after))
     return np.array(values)
 
 

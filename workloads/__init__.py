@@ -119,11 +119,11 @@ def _undisturbed(function: Any) -> Any:
     outputs are relative to where the command was typed, and what is compressed is trained."""
     import torch
 
-    here = Path.cwd()
+    here, gradients = Path.cwd(), torch.is_grad_enabled()
     try:
         return function()
     finally:
-        torch.set_grad_enabled(True)
+        torch.set_grad_enabled(gradients)
         if Path.cwd() != here:
             os.chdir(here)
 

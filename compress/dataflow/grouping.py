@@ -18,8 +18,8 @@ _NOBODY = "no weight is known to make these channels: a rule says it by `op.weig
 
 
 def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple[str, int], Role]) -> Groups:
-    """The groups, in the order of the parameters that make their channels. Fixed channels that no weight makes (those of
-    a norm of the input) are no group."""
+    """The groups, in the order of the parameters that make their channels. Fixed channels that no weight makes (of a
+    norm of the input, say) are no group."""
     signatures, places = _places(parameters, components)
     by_signature: dict[Any, list[int]] = defaultdict(list)
     for component, signature in signatures.items():

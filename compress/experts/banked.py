@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,20 @@ class Bank:
         self._sets = {_key(each["tasks"]): each for each in document["sets"]}
         self._hashes = document["hashes"]
         weights = bundle.file(bundle.manifest.point.weights)
-        self._file = TensorFile(opened or weights.open("rb"), weights)
+        self._opened = opened or weights.open("rb")
+        self._file = TensorFile(self._opened, weights)
         self._held: dict[Part, Tensor] = {}
         self._models: dict[tuple[str, ...], nn.Module] = {}
+
+    def close(self) -> None:
+        """Close the file of weights; models that were loaded stay."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     @property
     def sets(self) -> list[tuple[str, ...]]:

@@ -112,7 +112,7 @@ class ExpertLayer:
         module = _get(self.module, owner) if owner else self.module
         value = getattr(module, name)
         if isinstance(value, Tensor):
-            value.resize_(count)
+            setattr(module, name, torch.arange(count, device=value.device, dtype=value.dtype))
         else:
             setattr(module, name, count)
 

@@ -20,6 +20,7 @@ from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroups
 from secateur.compress.pagcp.saliency import Criterion, lowest, score
 from secateur.compress.pagcp.sampling import Losses
+from secateur.core.device import update
 from secateur.core.predict import evaluating, predict, task_losses
 from secateur.core.task import Batch, Task
 
@@ -75,5 +76,5 @@ def _judged(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -
             predictions = predict(model, inputs, tasks)
             for name, value in task_losses(predictions, targets, tasks).items():
                 losses[name] += float(value) / len(batches)
-                metrics[name].update(predictions[name], targets[name])
+                update(metrics[name], predictions[name], targets[name])
     return losses, {name: float(metric.compute()) for name, metric in metrics.items()}

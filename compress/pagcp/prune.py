@@ -209,8 +209,8 @@ class _Run:
 def _check_budget(budget: Budget, settings: Settings, loop: Loop | None) -> None:
     if budget.on_target and loop is None:
         raise BudgetError(
-            f"{budget.on_target} is a limit on a target, and this method prunes without one",
-            "limit flops, params, memory or size, or prune with --method pagcp and a --target",
+            f"{budget.on_target} is a limit on a target, and none is given",
+            "name one, for example: --target cpu, or limit flops, params, memory or size",
         )
     if not budget and settings.stop_at_budget:
         raise BudgetError("no budget is given", 'for example: --budget "flops<=40%", or --paper for the published run')

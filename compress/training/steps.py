@@ -117,7 +117,7 @@ class Descent:
 def warmup_cosine(progress: float, warmup: float) -> float:
     """The learning rate's factor after a share of all steps."""
     if progress < warmup:
-        return (progress + 1e-3) / warmup
+        return min(1.0, (progress + 1e-3) / warmup)  # not 0, so that the first step moves
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from secateur.core.errors import BudgetError, WorkloadError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 Batch = tuple[Any, Mapping[str, Any]]
@@ -57,10 +61,40 @@ class Task:
             )
 
     def relative_change(self, before: float, after: float) -> float:
-        """Signed relative change of the metric, positive is better: one task's term of Δ_MTL
-        (Maninis et al., CVPR 2019, eq. 4)."""
-        change = after - before if self.better == "higher" else before - after
-        return change / max(abs(before), 1e-12)
+        """Signed relative change of the metric, positive is better."""
+        return relative_change(self.better, before, after)
+
+
+Figure = TypeVar("Figure", float, "NDArray[np.float64]")
+
+
+def relative_change(better: str, before: float, after: Figure) -> Figure:
+    """Signed relative change of a metric, positive is better: one task's term of Δ_MTL (Maninis et al., CVPR 2019,
+    eq. 4)."""
+    change = after - before if better == "higher" else before - after
+    return change / max(abs(before), 1e-12)
+
+
+def missed_drop(name: str, change: float, allowed: float) -> str | None:
+    """The sentence for a task whose metric fell by more than it may; both as fractions."""
+    if -change <= allowed + 1e-9:
+        return None
+    return f"{name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed"
+
+
+def preference(prefer: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The weight of each task of `names`, 1 for those that `prefer` does not name.
+
+    Raises:
+        BudgetError: a weight that is negative or no number, or nothing but zeros.
+    """
+    for name, weight in prefer.items():
+        if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
+            raise BudgetError(f'the weight of "{name}" is {weight}', "give a number of at least 0")
+    weights = {name: float(prefer.get(name, 1.0)) for name in names}
+    if not any(weights.values()):
+        raise BudgetError("every task has the weight 0", "give one task a weight above 0")
+    return weights
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -80,7 +80,10 @@ def inspect(thing: AnyWorkload | AnyBundle, *, workload: AnyWorkload | None = No
         bundle = open_bundle(thing)  # type: ignore[arg-type]
         found = workload_of(bundle, workload)
         inspected = _inspect(bundle.path.resolve().name, compressed_model(bundle, found), found)
-        return replace(inspected, bank=Bank(bundle, lambda: found.model).describe()) if has_bank(bundle) else inspected
+        if not has_bank(bundle):
+            return inspected
+        with Bank(bundle, lambda: found.model) as bank:
+            return replace(inspected, bank=bank.describe())
     found = find_workload(thing)  # type: ignore[arg-type]
     return _inspect(found.name, found.model, found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from secateur.core.bundle import Bundle, CostsEntry, Manifest
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailableError
 from secateur.core.scratch import Scratch
+from secateur.core.task import preference, relative_change
 from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
 from secateur.verbs.benchmark import ORIGINAL, Benchmark, converter, costs_of
@@ -47,8 +47,7 @@ class Points:
         manifest = self._bundle.manifest
         before, after, total = manifest.metrics_before, manifest.points[number].metrics, 0.0
         for task in manifest.tasks:
-            change = (after[task.name] - before[task.name]) / max(abs(before[task.name]), 1e-12)
-            total += weights[task.name] * (change if task.better == "higher" else -change)
+            total += weights[task.name] * relative_change(task.better, before[task.name], after[task.name])
         return 100 * total / sum(weights.values())
 
     def best(self, budget: Budget, weights: Mapping[str, float]) -> int:
@@ -151,15 +150,10 @@ def weights_of(manifest: Manifest, prefer: Mapping[str, float]) -> dict[str, flo
         BudgetError: no such task, or weights that make no mean.
     """
     names = [task.name for task in manifest.tasks]
-    for name, weight in prefer.items():
+    for name in prefer:
         if name not in names:
             raise BudgetError(f'no task "{name}" to prefer', f"the tasks are: {', '.join(names)}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise BudgetError(f'the weight of "{name}" is {weight}', "give a number of at least 0")
-    weights = {name: float(prefer.get(name, 1.0)) for name in names}
-    if not any(weights.values()):
-        raise BudgetError("every task has the weight 0", "give one task a weight above 0")
-    return weights
+    return preference(prefer, names)
 
 
 def widths(bundle: Bundle, number: int) -> dict[str, int]:

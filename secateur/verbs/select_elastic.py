@@ -16,7 +16,8 @@ from secateur.core.bundle import Bundle, OnTarget, check_output
 from secateur.core.elastic import Choice, Chooser, Table, Wish
 from secateur.core.elastic.choose import Objective
 from secateur.core.elastic.files import read_table
-from secateur.core.errors import BudgetNotMetError
+from secateur.core.errors import BudgetError, BudgetNotMetError
+from secateur.core.task import missed_drop, relative_change
 
 if TYPE_CHECKING:
     from secateur.compress.compressed import CompressedPoint
@@ -91,13 +92,15 @@ class ElasticSelection:
             for limit in self.budget.limits
             if costs[limit.kind] > limit.absolute(_original(table, limit.kind, self.target)) * (1 + 1e-9)
         ]
-        changes = {task: self.choice.metrics[task] / table.original.metrics[task] - 1 for task in self.choice.metrics}
-        lost = {task: -change if table.better[task] == "higher" else change for task, change in changes.items()}
-        return late + [
-            f"{task}: {-100 * lost[task]:+.2f}% where a drop of {100 * allowed:g}% is allowed"
-            for task, allowed in self.floors.items()
-            if task in lost and lost[task] > allowed + 1e-9
-        ]
+        judged = [task for task in self.choice.decoders if task in self.floors]
+        fallen = [missed_drop(task, self._change(task), self.floors[task]) for task in judged]
+        return late + [sentence for sentence in fallen if sentence]
+
+    def _change(self, task: str) -> float:
+        """Of a task's metric by which the choice was made."""
+        table, choice = self.table, self.choice
+        fitted = float(table.fitted[task][choice.row, choice.decoders[task]])
+        return relative_change(table.better[task], table.original.metrics[task], fitted)
 
     @property
     def predicted(self) -> bool:
@@ -162,7 +165,7 @@ def select_elastic(
     running = None if tasks is None else tuple(tasks)
     chooser = Chooser(table, target=target, tasks=running)
     floor = _floors(floors, table.tasks if running is None else running, table.tasks)
-    allowed = {limit.kind: limit.absolute(_original(table, limit.kind, target)) for limit in limits.limits}
+    allowed = {limit.kind: _allowed(table, limit, target) for limit in limits.limits}
     choice = chooser.pick(Wish(allowed, prefer or {}, floor, objective))
     found = bundle if isinstance(bundle, Bundle) else None
     elapsed = 1e3 * (time.perf_counter() - started)
@@ -199,6 +202,18 @@ def _on_target(bundle: Bundle | Elastic, target: str, kinds: Sequence[str]) -> t
         parts = read_parts(bundle) if isinstance(bundle, Bundle) else bundle.parts
         table = with_predictions(table, parts, device, missing)
     return table, device.name
+
+
+def _allowed(table: Table, limit: Limit, target: str) -> float:
+    """A limit in base units.
+
+    Raises:
+        BudgetError: a share of something that the table does not know.
+    """
+    original = _original(table, limit.kind, target)
+    if limit.relative and not original:
+        raise BudgetError(f"the {limit.kind} of the original on {target} is not known", "give the limit as a figure")
+    return limit.absolute(original)
 
 
 def _original(table: Table, kind: str, target: str) -> float:
@@ -286,14 +301,11 @@ def _point(
 
 def _missed_floors(selection: ElasticSelection, workload: Workload, point: CompressedPoint) -> list[str]:
     """Floors that the table promised and the test split does not show."""
+    from secateur.compress.runs import drops_too_large
+
     assert selection.bundle is not None
-    before, missed = selection.bundle.manifest.metrics_before, []
-    for task in workload.tasks:
-        change = task.relative_change(before[task.name], point.metrics[task.name])
-        allowed = selection.floors.get(task.name)
-        if allowed is not None and -change > allowed + 1e-9:
-            missed.append(f"{task.name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed")
-    return missed
+    floors = Tolerance(math.inf, tuple(selection.floors.items()))
+    return drops_too_large(workload.tasks, floors, selection.bundle.manifest.metrics_before, point.metrics)
 
 
 def _judge(selection: ElasticSelection) -> OnTarget | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from secateur.compress import ranks
 from secateur.compress.journal import check_own
@@ -37,11 +39,11 @@ def reserved(output: Path, *, resume: bool, force: bool) -> Iterator[Path]:
         new = [state, *(parent for parent in state.parents if not parent.exists())]
         state.mkdir(parents=True, exist_ok=True)
         file = (state / LOCK).open("w")
+    busy = OutputError(f"another process is making {output}", "wait until it ends, or choose another output with -o")
     with file:
-        hold(
-            file,
-            OutputError(f"another process is making {output}", "wait until it ends, or choose another output with -o"),
-        )
+        hold(file, busy)
+        if not _names(state / LOCK, file):  # whoever held it has ended and removed it since it was opened
+            raise busy
         try:
             yield check_state(output, resume=resume, force=force)
         finally:
@@ -49,6 +51,13 @@ def reserved(output: Path, *, resume: bool, force: bool) -> Iterator[Path]:
             for folder in new:
                 with suppress(OSError):  # there is a result or something to resume from, or nothing at all any more
                     folder.rmdir()
+
+
+def _names(path: Path, file: IO[str]) -> bool:
+    """Whether a path leads to an open file."""
+    with suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False
 
 
 def check_state(output: Path, *, resume: bool = False, force: bool = False) -> Path:

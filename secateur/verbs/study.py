@@ -101,6 +101,8 @@ class Study:
 
         try:
             self._study.optimize(objective, n_trials=1)
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except BaseException:
             if raised and not isinstance(raised[0], (*FINAL, _taken())):
                 raise

@@ -155,6 +155,18 @@ def test_a_floor_that_the_test_split_does_not_keep_is_told_and_exits_with_3(made
     assert Bundle.open(folder / "small").manifest.budget_met is False
 
 
+@pytest.mark.parametrize("original", [0.0, -0.5])
+def test_floors_of_metrics_that_are_zero_or_negative_are_told(made: Path, original: float) -> None:
+    chosen = select_elastic(Bundle.open(made), "flops<=60%", floors=Tolerance.parse("depth=99%", math.inf))
+    table = chosen.table
+    metrics = dict(table.original.metrics) | {"depth": original}
+    table = replace(table, original=replace(table.original, metrics=metrics))
+    refused = replace(chosen, table=table, choice=replace(chosen.choice, met=False))
+    assert refused.error is not None
+    assert "depth: -" in refused.error.message
+    assert "where a drop of 99% is allowed" in refused.error.message
+
+
 def test_a_choice_is_fine_tuned_by_itself(made: Path, folder: Path, secateur: Secateur) -> None:
     for name, more in (("plain", ()), ("tuned", ("--epochs", "2"))):
         assert secateur("select", made, "--budget", "flops<=60%", "-o", name, *more).code == 0

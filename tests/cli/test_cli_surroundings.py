@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 from shell import QUICK, Secateur
 
 from secateur.core.bundle import Bundle
+from secateur.core.errors import OutputError
+from secateur.verbs import staging
 
 COMPRESS = ("--budget", "flops<=60%", *QUICK)
 NO_SPACE = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -79,6 +82,22 @@ def test_two_at_once_do_not_make_the_same_output(secateur: Secateur, folder: Pat
                 secateur(*verb, "-o", "out", *more).refused(2, "another process is making out", "-o")
     assert secateur("compress", "toys:pair", *COMPRESS, "-o", "out").code == 0, "of one that died nothing is left"
     assert [path.name for path in folder.iterdir()] == ["out"]
+
+
+def test_a_lock_that_was_removed_while_it_was_awaited_is_no_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever held it has ended between the opening and the locking; a third may hold a new one."""
+    held = staging.hold
+
+    def late(file: IO[str], busy: Exception) -> None:
+        Path(file.name).unlink()
+        held(file, busy)
+
+    monkeypatch.setattr(staging, "hold", late)
+    with (
+        pytest.raises(OutputError, match="another process"),
+        staging.reserved(folder / "out", resume=False, force=False),
+    ):
+        raise AssertionError("two would write")
 
 
 def test_a_selection_does_not_write_what_another_process_makes(

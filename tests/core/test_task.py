@@ -15,7 +15,26 @@ from secateur.core.costs import Costs, Latency, Profile
 from secateur.core.errors import BudgetError, MissingExtraError, SecateurError, WorkloadError
 from secateur.core.machine import describe, versions
 from secateur.core.seeds import seed_everything
-from secateur.core.task import Task, Workload, delta_mtl
+from secateur.core.task import Task, Workload, delta_mtl, preference, relative_change
+
+
+@pytest.mark.parametrize("prefer", [{"a": -1}, {"a": float("nan")}, {"a": float("inf")}, {"a": "2"}, {"a": 0, "b": 0}])
+def test_weights_that_make_no_mean_are_refused(prefer: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match="weight"):
+        preference(prefer, ["a", "b"])
+
+
+def test_weights_that_are_not_given_are_1() -> None:
+    assert preference({"a": 2, "c": 5}, ["a", "b"]) == {"a": 2.0, "b": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("better", "after", "change"), [("higher", 0.3, -0.25), ("lower", 0.3, 0.25), ("lower", 0.5, -0.25)]
+)
+def test_a_change_for_the_better_is_positive(better: str, after: float, change: float) -> None:
+    assert relative_change(better, 0.4, after) == pytest.approx(change)
+    assert relative_change(better, -0.4, after - 0.8) == pytest.approx(change), "of negative metrics as well"
+    assert abs(relative_change(better, 0.0, after)) > 1e9, "nothing is divided by zero"
 
 
 class Never:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secateur.core.task import Metric
+
 sys.path[:0] = [str(Path(__file__).parents[1] / each) for each in ("", "compress", "compress/experts")]
 DEVICE = "pretend"
 JOBS: dict[str, Callable[[], None]] = {}
@@ -64,6 +66,20 @@ def the_device_is_strict() -> None:
     assert there[torch.tensor([1, 2])].tolist() == [1, 2]  # indices may lie elsewhere, as on a GPU
 
 
+class AtHome:
+    """A metric whose state is on the CPU, as that of most: what it is given must be there too."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+
+    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        assert {prediction.device.type, target.device.type} == {"cpu"}
+        self.metric.update(prediction, target)
+
+    def compute(self) -> float:
+        return float(self.metric.compute())
+
+
 @job
 def prune() -> None:
     """Every criterion, compensation, and fine-tuning with all that it has; the user's model stays where it is."""
@@ -72,6 +88,7 @@ def prune() -> None:
     import secateur as sc
 
     workload = tiny.workload(tiny.Squares())
+    workload = replace(workload, tasks=tuple(replace(task, metric=AtHome(task.metric)) for task in workload.tasks))
     for saliency in ("l1", "taylor", "fisher", "bn", "reconstruction", "random"):
         settings = replace(
             tiny.FAST, rounds=1, epochs=1, saliency=saliency, compensate=saliency == "reconstruction", patience=1,

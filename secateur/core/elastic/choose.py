@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from secateur.core.elastic.table import ADDITIVE, Figures, Floats, Table
 from secateur.core.errors import BudgetError
+from secateur.core.task import preference, relative_change
 
 Objective = Literal["chebyshev", "paper", "sum"]
 OBJECTIVES: tuple[str, ...] = ("chebyshev", "paper", "sum")
@@ -119,12 +120,7 @@ class Chooser:
 
     def _weights(self, prefer: Mapping[str, float]) -> Floats:
         _known(self.table, tuple(prefer))
-        for task, weight in prefer.items():
-            if not (isinstance(weight, (int, float, np.number)) and math.isfinite(weight) and weight >= 0):
-                raise BudgetError(f'the weight of "{task}" is {weight}', "give a number of at least 0")
-        weights = np.array([float(prefer.get(task, 1.0)) for task in self.tasks])
-        if not weights.any():
-            raise BudgetError("every task has the weight 0", "give one task a weight above 0")
+        weights = np.array(list(preference(prefer, self.tasks).values()))
         scaled: Floats = weights / weights.sum()
         return scaled
 
@@ -212,9 +208,7 @@ class Chooser:
     def _loss(self, task: str) -> Floats:
         """Relative loss of a task's metric against the original [rows, D]."""
         before, after = self.table.original.metrics[task], self.table.fitted[task][self._rows]
-        change = before - after if self.table.better[task] == "higher" else after - before
-        loss: Floats = change / max(abs(before), 1e-12)
-        return loss
+        return -relative_change(self.table.better[task], before, after)
 
     # --- figures of combinations ------------------------------------------------------------------------------------
 
@@ -268,7 +262,10 @@ class Chooser:
         """The smallest threshold θ on every r_t·(1 - q_t) that some row can keep within the limits, by bisection; each
         decoder takes its cheapest width that keeps θ. What is left of the budget goes to the decoders, best first."""
         if wish.objective != "chebyshev" or "memory" in wish.limits:
-            raise BudgetError("so many tasks can be weighed by chebyshev within flops or latency only", "ask for that")
+            raise BudgetError(
+                "so many combinations can be weighed by chebyshev only, and not within a limit on memory",
+                "use objective chebyshev, and limit size instead of memory",
+            )
         regrets = {t: w * (1 - self._scaled[t]) for t, w in zip(self.tasks, weights, strict=True)}
         price = self._price(wish.limits)
         relaxed = self._nearest_floor(wish.floors, regrets, price)

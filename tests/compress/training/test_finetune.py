@@ -15,6 +15,7 @@ from secateur.compress.dataflow import trace
 from secateur.compress.finetune import Recipe, finetune
 from secateur.compress.journal import Journal
 from secateur.compress.speed import fast_precision
+from secateur.compress.training.steps import warmup_cosine
 from secateur.core.errors import ModelError
 from secateur.core.predict import losses
 from secateur.core.task import Task, Workload
@@ -200,3 +201,11 @@ def test_a_calibration_batch_that_no_norm_can_learn_from_is_no_error(monkeypatch
     model = Normed()
     assert fast_precision(model, torch.randn(2, 3), (task,)) == torch.bfloat16
     assert fast_precision(model, torch.randn(1, 3), (task,)) == torch.float32
+
+
+@pytest.mark.parametrize("warmup", [1e-4, 0.002, 0.05, 0.5])
+def test_the_learning_rate_warms_up_from_above_zero_to_what_was_asked_for_and_no_further(warmup: float) -> None:
+    factors = [warmup_cosine(step / 1000, warmup) for step in range(1001)]
+    assert factors[0] > 0
+    assert max(factors) <= 1
+    assert factors[-1] == pytest.approx(0)
