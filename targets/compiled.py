@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from secateur.core import machine
@@ -18,9 +17,9 @@ from secateur.export import formats
 from secateur.export.load import load_formats
 from secateur.export.onnx_session import open_session
 from secateur.export.runtime import Array
-from secateur.profiles.timing import speedup, summarise
 from secateur.targets.apart import Artefact, sample_apart
-from secateur.targets.cpu import Shapes, batches, make_inputs
+from secateur.targets.cpu import Shapes, make_inputs
+from secateur.targets.measured import profiles_of
 from secateur.targets.onnx_layers import count_parameters
 
 Maker = Callable[[Path, Path, Mapping[str, Array]], Path]
@@ -60,17 +59,8 @@ def measure_compiled(
         samples = sample_apart(
             artefacts, inputs, threads=threads, warmup_s=warmup_s, limit_s=limit_s, precision=precision
         )
-    samples_each = batches(inputs)
-    profiles = {}
-    for name in files:
-        backend = f"{runtime} {_version(runtime)}, threads {threads}, batch {samples_each[name]}"
-        profile = Profile(
-            target or f"cpu:{runtime}", backend, "measured", summarise(samples[name]), params=params[name]
-        )
-        if against is not None and name != against:
-            profile = replace(profile, speedup_against=speedup(samples[against], samples[name]).median)
-        profiles[name] = profile
-    return profiles
+    backend = f"{runtime} {_version(runtime)}, threads {threads}"
+    return profiles_of(samples, target or f"cpu:{runtime}", backend, inputs, params=params, against=against)
 
 
 def _tvm(onnx_file: Path, folder: Path, inputs: Mapping[str, Array]) -> Path:

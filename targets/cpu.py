@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,8 @@ from secateur.core import machine
 from secateur.core.costs import LayerProfile, Profile
 from secateur.core.errors import ExportError
 from secateur.export.onnx_session import open_session, runtime_reason
-from secateur.profiles.timing import sample, speedup, summarise
+from secateur.profiles.timing import sample
+from secateur.targets.measured import profiles_of
 from secateur.targets.onnx_layers import count_parameters, profile_layers
 
 _TYPES: dict[str, type[np.generic]] = {
@@ -74,16 +74,12 @@ def measure_onnx(
     runs = {name: _Run(path, threads, batch, shapes or {}) for name, path in files.items()}
     calls = {name: run.call for name, run in runs.items()}
     samples = sample(calls, warmup_s=warmup_s, limit_s=limit_s, precision=precision)
-    samples_each = batches({name: list(run.feed.values()) for name, run in runs.items()})
-    backend = f"onnxruntime {importlib.metadata.version('onnxruntime')}, threads {threads}, batch {{}}"
-    profiles = {}
+    backend = f"onnxruntime {importlib.metadata.version('onnxruntime')}, threads {threads}"
+    inputs, params = {}, {}
     for name, run in runs.items():
-        measured, told = summarise(samples[name]), backend.format(samples_each[name])
-        profile = Profile(target, told, "measured", measured, params=count_parameters(run.path))
-        if against is not None and name != against:
-            profile = replace(profile, speedup_against=speedup(samples[against], samples[name]).median)
-        profiles[name] = replace(profile, layers=run.layers() if layers else ())
-    return profiles
+        inputs[name], params[name] = list(run.feed.values()), count_parameters(run.path)
+    profiles = profiles_of(samples, target, backend, inputs, params=params, against=against)
+    return {name: replace(profiles[name], layers=run.layers() if layers else ()) for name, run in runs.items()}
 
 
 class _Run:
@@ -105,21 +101,6 @@ class _Run:
 
     def layers(self) -> tuple[LayerProfile, ...]:
         return profile_layers(self.path, self.feed, self._threads)
-
-
-def batches(inputs: Mapping[str, Sequence[np.ndarray[Any, Any]]]) -> dict[str, int]:
-    """How many samples a call of each model computes, as the first dimension of its first input says.
-
-    Warns:
-        UserWarning: they differ, so that latencies are of different work.
-    """
-    found = {name: int(given[0].shape[0]) if given and given[0].ndim > 1 else 1 for name, given in inputs.items()}
-    if len(set(found.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in found.items())
-        warnings.warn(
-            f"the models are called with different numbers of samples ({told}): compare with care", stacklevel=2
-        )
-    return found
 
 
 def inputs_of(path: Path, shapes: Shapes, batch: int = 1) -> list[np.ndarray[Any, Any]]:

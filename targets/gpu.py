@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from secateur.core.task import Workload
 from secateur.export.onnx_session import open_session, runtime_reason
 from secateur.export.runtime import Array
 from secateur.export.tensorrt_format import TensorRtModel, build, import_tensorrt, offered, require_gpu
-from secateur.profiles.timing import Call, sample, speedup, summarise
-from secateur.targets.cpu import Shapes, batches, make_inputs
+from secateur.profiles.timing import Call, sample
+from secateur.targets.cpu import Shapes, make_inputs
+from secateur.targets.measured import profiles_of
 from secateur.targets.nvidia import gpus
 
 _REASONS = (DeviceError, ExportError, MissingExtraError, TargetUnavailableError)
@@ -92,18 +93,9 @@ def measure_gpu(
                 reasons.append(f"{runtime}: {error.message}")
                 continue
             samples = sample(calls, **how)
-        backend = f"{_version(runtime)} on {next(iter(gpus()), device)}, batch {{}}"
-        each = batches({name: list(network.inputs(batch, shapes or {}).values()) for name, network in networks.items()})
-        found = {
-            name: Profile(target, backend.format(each[name]), "measured", summarise(times))
-            for name, times in samples.items()
-        }
-        return {
-            name: replace(profile, speedup_against=speedup(samples[against], samples[name]).median)
-            if against is not None and name != against
-            else profile
-            for name, profile in found.items()
-        }
+        backend = f"{_version(runtime)} on {next(iter(gpus()), device)}"
+        inputs = {name: list(network.inputs(batch, shapes or {}).values()) for name, network in networks.items()}
+        return profiles_of(samples, target, backend, inputs, against=against)
     raise TargetUnavailableError(
         "no runtime of the GPU takes this model: " + "; ".join(reasons),
         'install one, for example: pip install "secateur[tensorrt]"',

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from secateur.core import machine
 from secateur.core.costs import Profile
 from secateur.export.runtime import Array
-from secateur.profiles.timing import speedup, summarise
 from secateur.targets.apart import Artefact, sample_apart
-from secateur.targets.cpu import batches
 from secateur.targets.device import Device
+from secateur.targets.measured import profiles_of
 from secateur.targets.runtimes import RUNTIMES
 
 
@@ -45,12 +43,5 @@ def measure_here(
     artefacts = {name: Artefact(runtime.format, path) for name, path in files.items()}
     samples = sample_apart(artefacts, inputs, threads=threads, **how)
     version = importlib.metadata.version(runtime.packages[0])
-    backend, each = f"{device.runtime} {version}, threads {threads}, batch {{}}", batches(inputs)
-    profiles = {
-        name: Profile(device.name, backend.format(each[name]), "measured", summarise(times))
-        for name, times in samples.items()
-    }
-    for name, times in samples.items():
-        if against is not None and name != against:
-            profiles[name] = replace(profiles[name], speedup_against=speedup(samples[against], times).median)
-    return profiles
+    backend = f"{device.runtime} {version}, threads {threads}"
+    return profiles_of(samples, device.name, backend, inputs, against=against)
