@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.errors import ExportError, MissingExtraError
+from secateur.core.errors import ExportError, MissingExtraError, described
 from secateur.core.files import canonical_json, writing
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
@@ -96,10 +96,7 @@ def _write_project(
             graph.write()
             outputs = [str(each) for each in graph.outputs]
         except Exception as error:  # hls4ml raises plain exceptions
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
-            raise ExportError(
-                f"hls4ml fails on this model: {type(error).__name__}: {reason}", "--debug shows more"
-            ) from error
+            raise ExportError(f"hls4ml fails on this model: {described(error)}", "--debug shows more") from error
     for left in folder.glob("*.tar.gz"):
         left.unlink()
     return _tasks(prepared, outputs)

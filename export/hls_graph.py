@@ -9,7 +9,6 @@ everything else is refused before any conversion, all reasons at once.
 from __future__ import annotations
 
 import operator
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from secateur.core.errors import ExportError, SecateurError
+from secateur.core.errors import ExportError, SecateurError, described
 from secateur.core.predict import as_args, evaluating, predict
 from secateur.core.task import Workload
 
@@ -83,9 +82,8 @@ def _trace(model: nn.Module, workload: Workload) -> fx.GraphModule:
     except SecateurError:
         raise
     except Exception as error:  # whatever the user's forward does with a proxy
-        reason = textwrap.shorten((str(error).strip().splitlines() or [""])[0], 160, placeholder=" ...")
         raise ExportError(
-            f"torch.fx cannot trace the model: {type(error).__name__}: {reason}",
+            f"torch.fx cannot trace the model: {described(error, 160)}",
             "hls4ml takes plain CNNs; take control flow that depends on values or shapes out of forward",
         ) from error
     graph.graph.eliminate_dead_code()

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import ExportError, SecateurError
+from secateur.core.errors import ExportError, SecateurError, described
 from secateur.core.files import canonical_json
 from secateur.core.predict import as_args, batch_size, evaluating
 from secateur.core.scratch import Scratch
@@ -64,9 +64,8 @@ def _call(model: nn.Module, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     except SecateurError:
         raise
     except Exception as error:  # whatever the user's forward raises
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise ExportError(
-            f"the model fails on its example input: {type(error).__name__}: {reason}", "--debug shows the whole message"
+            f"the model fails on its example input: {described(error)}", "--debug shows the whole message"
         ) from error
 
 

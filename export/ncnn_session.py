@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from secateur.core.errors import ExportError, MissingExtraError
+from secateur.core.errors import ExportError, MissingExtraError, first_line
 from secateur.export.ncnn_param import read_param
 from secateur.export.runtime import Array, Runtime
 
@@ -167,7 +167,7 @@ def _load(path: Path, threads: int, half: bool) -> Any:
     with _captured() as said:
         failed = net.load_param(str(path)) or net.load_model(str(weights_of(path)))
     if failed:
-        reason = (said() or "unreadable").splitlines()[0][:200]
+        reason = first_line(said() or "unreadable")
         raise ExportError(
             f"{path} is no network that ncnn can run: {reason}", "the files may be truncated: export again"
         )

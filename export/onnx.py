@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from secateur.core.errors import ExportError
+from secateur.core.errors import ExportError, described, first_line
 from secateur.core.experts import execution
 from secateur.core.files import writing
 from secateur.core.modes import forget
@@ -142,7 +142,7 @@ def _torch_export(model: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any) 
         raise
     except Exception as error:  # torch.export raises errors of many unrelated types
         raise ExportError(
-            f"torch.export cannot trace the model: {type(error).__name__}: {_first_line(error)}",
+            f"torch.export cannot trace the model: {described(error)}",
             "remove control flow that depends on tensor values from forward; --debug shows the whole message",
         ) from error
 
@@ -195,7 +195,7 @@ def _untranslatable(error: Exception, traced: ExportedProgram) -> ExportError:
     op = re.search(r"target=torch\.ops\.([\w.]+)", text)
     if op is None:
         return ExportError(
-            f"torch's exporter cannot translate the model to ONNX: {_first_line(error)}", "--debug shows why"
+            f"torch's exporter cannot translate the model to ONNX: {first_line(error)}", "--debug shows why"
         )
     name = re.search(r"node %(\w+)", text)
     nodes = traced.run_decompositions().graph.nodes if name else ()
@@ -267,7 +267,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]

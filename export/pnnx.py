@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import ExportError
+from secateur.core.errors import ExportError, described
 from secateur.core.experts import execution
 from secateur.core.predict import evaluating
 
@@ -73,9 +73,8 @@ def _trace(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
     except ExportError:
         raise
     except Exception as error:  # whatever the user's forward raises
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise ExportError(
-            f"torch.jit cannot trace the model: {type(error).__name__}: {reason}",
+            f"torch.jit cannot trace the model: {described(error)}",
             "remove control flow that depends on tensor values from forward; --debug shows the whole message",
         ) from error
 

@@ -24,7 +24,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from secateur.core.errors import ModelError
+from secateur.core.errors import ModelError, described
 from secateur.core.modes import forget, modes_kept
 from secateur.core.predict import as_args
 
@@ -169,9 +169,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         except Exception as error:  # torch.export raises errors of many unrelated types
             failures.append(error)
     first = failures[0]
-    reason = (str(first).strip().splitlines() or [""])[0][:300]
     raise ModelError(
-        f"torch.export cannot trace the model: {type(first).__name__}: {reason}",
+        f"torch.export cannot trace the model: {described(first)}",
         "remove control flow that depends on tensor values from forward, or wrap the traceable part; "
         "--debug shows the whole message",
     ) from first

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.core.errors import SecateurError, WorkloadError
+from secateur.core.errors import SecateurError, WorkloadError, described
 
 if TYPE_CHECKING:
     from secateur.core.task import Workload
@@ -129,8 +129,7 @@ def _undisturbed(function: Any) -> Any:
 
 
 def _failure(doing: str, error: Exception) -> WorkloadError:
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    return WorkloadError(f"{doing} failed: {type(error).__name__}: {first}".rstrip(": "), "--debug shows the traceback")
+    return WorkloadError(f"{doing} failed: {described(error)}", "--debug shows the traceback")
 
 
 def _described(value: Any) -> str:

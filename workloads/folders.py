@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from secateur.core.errors import DataError, WorkloadError
+from secateur.core.errors import DataError, WorkloadError, first_line
 from secateur.core.progress import say
 from secateur.workloads import checkpoint
 from secateur.workloads.loader import Batch
@@ -158,4 +158,4 @@ def tensor(array: Array) -> Tensor:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read: {str(error).splitlines()[0][:150]}", "get the file again")
+    return DataError(f"{path} cannot be read: {first_line(error, 150)}", "get the file again")

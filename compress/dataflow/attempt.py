@@ -22,7 +22,7 @@ from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Index, Keep
 from secateur.compress.dataflow.scales import Scale, scales
-from secateur.core.errors import ModelError
+from secateur.core.errors import ModelError, described
 from secateur.core.modes import forget
 from secateur.core.predict import as_args, takes_task
 from secateur.profiles.graph import capture_tasks
@@ -82,8 +82,7 @@ class Attempts:
             try:
                 failure = self._compare(keep, places, train=self._groups.trains and draw == 0)
             except Exception as error:  # the user's forward may raise anything
-                text = (str(error).splitlines() or [""])[0][:160]
-                failure = Failure(f"{type(error).__name__}: {text}", places[-1] if places else "")
+                failure = Failure(described(error, 160), places[-1] if places else "")
             if failure:
                 return failure
         return None

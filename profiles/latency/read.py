@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.costs import Costs
-from secateur.core.errors import ExportError
+from secateur.core.errors import ExportError, described
 from secateur.profiles.latency.operators import Operator, Shape, total_macs
 from secateur.profiles.latency.routed import with_routed_rows
 
@@ -143,9 +143,8 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
     try:
         return with_routed_rows(onnx.shape_inference.infer_shapes(model, data_prop=True))
     except Exception as error:  # onnx raises its own C++ errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(
-            f"the shapes of {path} do not fit together: {reason}", "check it with onnx.checker"
+            f"the shapes of {path} do not fit together: {described(error)}", "check it with onnx.checker"
         ) from error
 
 

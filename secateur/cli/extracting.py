@@ -34,13 +34,15 @@ def expert_work(
     force: bool,
 ) -> Bundle:
     """Extract what some tasks of a workload's model need, into a bundle."""
-    from secateur.verbs.extract import extract_to_bundle, pruning_of, settings_of
+    from secateur.compress.experts import Settings
+    from secateur.verbs.changes import changed
+    from secateur.verbs.extract import extract_to_bundle, pruning_of
     from secateur.verbs.sources import find_workload
 
     found = find_workload(workload)
     kept = "-and-".join(tasks or ["all"]).replace(",", "-").replace(" ", "")
     sets, prune = [one.split(",") for one in tasks], method == "experts,pagcp"
-    settings = settings_of(None, top_k, epochs, rounds, () if prune else more)
+    settings = changed(Settings(), () if prune else more, top_k=top_k, epochs=epochs, rounds=rounds)
     return extract_to_bundle(
         found, output or RUNS / f"{file_name(found.name)}-{kept}", sets or None, budget, drop,
         settings=settings, prune=pruning_of(settings, more) if prune else False, targets=targets, seed=seed,

@@ -44,23 +44,25 @@ def slim_work(
     force: bool,
 ) -> Bundle:
     """Make a workload's model, or what a bundle holds of one, elastic, into a bundle."""
-    from secateur.verbs.slim import settings_of, slim_to_bundle
+    from secateur.compress.slimmable import Settings
+    from secateur.verbs.changes import changed
+    from secateur.verbs.slim import slim_to_bundle
     from secateur.verbs.sources import find_workload, looks_like_bundle
 
     found = workload if looks_like_bundle(workload) else find_workload(workload)
     name = Path(found).name if isinstance(found, str) else found.name
+    settings = changed(Settings(), more, widths=_shares(widths), epochs=epochs)
     return slim_to_bundle(
-        found, output or RUNS / f"{file_name(name)}-slimmable",
-        settings=settings_of(None, _shares(widths), epochs, more), targets=targets, layout=layout, seed=seed,
-        device=device, resume=resume, force=force, command=command,
+        found, output or RUNS / f"{file_name(name)}-slimmable", settings=settings, targets=targets, layout=layout,
+        seed=seed, device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 
 
-def _shares(text: str | None) -> list[float] | None:
+def _shares(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f'cannot read "{text}"; for example: 0.25,0.5,0.75,1', param_hint="--widths") from None
 

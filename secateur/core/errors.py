@@ -23,6 +23,16 @@ class SecateurError(Exception):
         return {"error": {"kind": self.kind, "message": self.message, "hint": self.hint}}
 
 
+def described(error: BaseException, limit: int = 300) -> str:
+    """`ValueError: what it says`, by the first line of a foreign error."""
+    return f"{type(error).__name__}: {first_line(error, limit)}".removesuffix(": ")
+
+
+def first_line(text: object, limit: int = 300) -> str:
+    """The first line of a message that may be long, or empty."""
+    return (str(text).strip().splitlines() or [""])[0][:limit]
+
+
 class WorkloadError(SecateurError):
     """A workload cannot be found, loaded, or does not describe a multi-task model."""
 

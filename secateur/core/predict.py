@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from secateur.core.device import Moved, update
-from secateur.core.errors import DataError, ModelError, SecateurError
+from secateur.core.errors import DataError, ModelError, SecateurError, described
 from secateur.core.modes import modes_kept
 from secateur.core.progress import track
 from secateur.core.task import Batch, Task, Workload
@@ -166,7 +166,7 @@ def _check_batch(workload: Workload, split: str) -> None:
         raise
     except Exception as error:
         raise DataError(
-            f"the model, a loss or a metric fails on the first {split} batch: {_first_line(error)}",
+            f"the model, a loss or a metric fails on the first {split} batch: {described(error)}",
             "call them on that batch by hand; --debug shows the traceback",
         ) from error
 
@@ -189,7 +189,7 @@ def _first_batch(loader: Iterable[Batch], split: str) -> Batch:
         batch = next(batches, None)
     except Exception as error:
         raise DataError(
-            f"the {split} loader fails: {_first_line(error)}", "iterate over it by hand; --debug shows the traceback"
+            f"the {split} loader fails: {described(error)}", "iterate over it by hand; --debug shows the traceback"
         ) from error
     if batches is loader or (isinstance(loader, Moved) and iter(loader.loader) is loader.loader):
         raise DataError(f"the {split} loader can be read only once", "give a DataLoader or a list, not an iterator")
@@ -216,8 +216,3 @@ def _describe(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {line}"

@@ -82,7 +82,7 @@ def missed_drop(name: str, change: float, allowed: float) -> str | None:
     return f"{name}: {100 * change:+.2f}% where a drop of {100 * allowed:g}% is allowed"
 
 
-def preference(prefer: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+def preference(prefer: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
     """The weight of each task of `names`, 1 for those that `prefer` does not name.
 
     Raises:

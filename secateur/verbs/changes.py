@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, get_origin, get_type_hints
+from dataclasses import replace
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from secateur.core.errors import BudgetError
+
+Settings = TypeVar("Settings")
+
+
+def changed(settings: Settings, texts: Iterable[str], **given: Any) -> Settings:
+    """Settings with other values: first each "name=value", then those that are given by name and are not None.
+
+    Raises:
+        BudgetError: as `changes`.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    return replace(settings, **changes(type(settings), texts) | named)  # type: ignore[type-var]
 
 
 def changes(settings: type, texts: Iterable[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from secateur.compress import experts, pagcp
@@ -19,7 +18,7 @@ from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
 from secateur.profiles.graph import capture_tasks
 from secateur.targets.hardware import Hardware
-from secateur.verbs.changes import changes
+from secateur.verbs.changes import changed
 from secateur.verbs.compress import staged
 from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.prune import AnyBudget, AnyDrop
@@ -72,7 +71,7 @@ def extract(
     if folder is not None:
         check_own(folder)
     found, limits, tolerance = find_workload(workload), Budget.parse(budget), Tolerance.parse(drop)
-    given = settings_of(settings, top_k, epochs, rounds)
+    given = changed(settings or experts.Settings(), (), top_k=top_k, epochs=epochs, rounds=rounds)
     hardware = hardware_for(limits, target)
     there = on_device(found, device)
     result = _run(there, _sets(tasks), limits, tolerance, given, prune, seed, folder, resume, hardware)
@@ -114,29 +113,9 @@ def extract_to_bundle(
     )  # fmt: skip
 
 
-def settings_of(
-    settings: experts.Settings | None,
-    top_k: int | None = None,
-    epochs: int | None = None,
-    rounds: int | None = None,
-    more: Iterable[str] = (),
-) -> experts.Settings:
-    """The settings of a run: what is given by name goes above what `settings` says.
-
-    Args:
-        more: any field of `Settings`, as "name=value".
-
-    Raises:
-        BudgetError: a field that does not exist, or a value that it cannot have.
-    """
-    given = {"top_k": top_k, "epochs": epochs, "rounds": rounds}
-    named = changes(experts.Settings, more) | {name: value for name, value in given.items() if value is not None}
-    return replace(settings or experts.Settings(), **named)
-
-
 def pruning_of(settings: experts.Settings, more: Iterable[str] = ()) -> pagcp.Settings:
     """How PAGCP prunes what an extraction left: with as many epochs and rounds; any other field as "name=value"."""
-    return replace(pagcp.Settings(epochs=settings.epochs, rounds=settings.rounds), **changes(pagcp.Settings, more))
+    return changed(pagcp.Settings(epochs=settings.epochs, rounds=settings.rounds), more)
 
 
 def _run(

@@ -6,7 +6,6 @@ import copy
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from secateur.compress import pagcp
@@ -16,7 +15,7 @@ from secateur.core.budget import Budget, Tolerance
 from secateur.core.device import on_device
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
-from secateur.verbs.changes import changes
+from secateur.verbs.changes import changed
 from secateur.verbs.sources import AnyWorkload, find_workload
 
 AnyBudget = str | Iterable[str] | Budget | None
@@ -108,12 +107,8 @@ def settings_of(
     settings = settings.published() if paper else settings
     if front is not None and rounds is not None:
         raise BudgetError("both --front and --rounds are given", "each point of a front is a round: leave out --rounds")
-    found = changes(Settings, more)
-    found |= {"epochs": epochs} if epochs is not None else {}
-    found |= {"rounds": rounds} if rounds is not None else {}
-    found |= {"front": tuple(map(_share, front.split(",")))} if front is not None else {}
-    found |= {"remove_dead": True} if remove_dead else {}
-    return replace(settings, **found)
+    points = None if front is None else tuple(map(_share, front.split(",")))
+    return changed(settings, more, epochs=epochs, rounds=rounds, front=points, remove_dead=remove_dead or None)
 
 
 def _share(text: str) -> float:

@@ -43,7 +43,7 @@ from secateur.targets.device import Device
 from secateur.targets.elastic import measured_latencies
 from secateur.targets.elastic_predicted import with_predictions
 from secateur.targets.registry import device_status
-from secateur.verbs.changes import changes
+from secateur.verbs.changes import changed
 from secateur.verbs.measure import Place, places
 from secateur.verbs.report import FILE, content_of
 from secateur.verbs.sources import (
@@ -92,7 +92,7 @@ def slim(
         DeviceError: there is no such device.
     """
     folder, (found, start) = None if state is None else Path(state), started_from(workload)
-    chosen = settings_of(settings, widths, epochs)
+    chosen = changed(settings or Settings(), (), widths=None if widths is None else tuple(widths), epochs=epochs)
     result = _trained(found, start, chosen, device, seed=seed, state=folder, resume=resume)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -118,20 +118,6 @@ def started_from(given: AnyStart) -> tuple[Workload, Start | None]:
     bundle = open_bundle(given)
     workload = workload_of(bundle)
     return workload, Start(compressed_model(bundle, workload), channel_map_of(bundle))
-
-
-def settings_of(
-    settings: Settings | None, widths: Sequence[float] | None, epochs: int | None, more: Iterable[str] = ()
-) -> Settings:
-    """The settings of a run: what is given by name goes above what `settings` says.
-
-    Args:
-        more: any field of `Settings`, as "name=value".
-    """
-    found = changes(Settings, more)
-    found |= {} if widths is None else {"widths": tuple(widths)}
-    found |= {} if epochs is None else {"epochs": epochs}
-    return replace(settings or Settings(), **found)
 
 
 def slim_to_bundle(
