@@ -198,7 +198,7 @@ def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
     Parameters that are shared under several names stay shared.
     """
     aliases = tensor_aliases(model)
-    touched: dict[nn.Module, dict[str, Dims]] = defaultdict(dict)
+    touched: dict[nn.Module, dict[str, dict[int, Index]]] = defaultdict(dict)
     for name, dims in kept.items():
         tensor = _get(model, name)
         small = tensor.detach()
@@ -207,13 +207,20 @@ def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
         fresh = nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
         for alias in aliases[name]:
             path, _, attribute = alias.rpartition(".")
-            owner = model.get_submodule(path)
-            touched[owner][attribute] = dims
-            setattr(owner, attribute, fresh)
+            setattr(model.get_submodule(path), attribute, fresh)
+            layer, attribute = _parametrised(path, attribute)
+            touched[model.get_submodule(layer)].setdefault(attribute, {}).update(dims)
     for module, parts in touched.items():
         for kind, update in _ATTRIBUTES:
             if isinstance(module, kind):
                 update(module, parts)
+
+
+def _parametrised(path: str, attribute: str) -> tuple[str, str]:
+    """The layer, and its attribute, that a tensor belongs to: `conv.parametrizations.weight.original0` is of `conv`'s
+    weight (torch.nn.utils.parametrize)."""
+    layer, parametrised, name = path.rpartition(".parametrizations.")
+    return (layer, name) if parametrised else (path, attribute)
 
 
 def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:

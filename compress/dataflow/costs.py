@@ -209,11 +209,10 @@ class _SizeTable:
         members = self._members.get((name, dim))
         if not members:
             return self._row(size, size, {})
-        inside = np.zeros((size, len(members)), dtype=bool)
-        for column, (_, member) in enumerate(members):
-            inside[member.index.ravel(), column] = True
-        rows, which = np.unique(inside, axis=0, return_inverse=True)
-        products = [self._product(tuple(members[at][0] for at in np.flatnonzero(row))) for row in rows]
+        times = np.stack([np.bincount(member.index.ravel(), minlength=size) for _, member in members], axis=1)
+        rows, which = np.unique(times, axis=0, return_inverse=True)
+        positions = np.array([position for position, _ in members])
+        products = [self._product(tuple(np.repeat(positions, row).tolist())) for row in rows]
         return self._row((name, dim), size, self._counted(np.array(products)[which.ravel()]))
 
     def _products_of_components(self, groups: ChannelGroups) -> Channels:
@@ -223,7 +222,7 @@ class _SizeTable:
             position[group.components] = at
         found = position.copy()
         for pair, parts in groups.components.parts().items():
-            found[pair] = self._product(tuple(sorted({int(at) for at in position[parts] if at >= 0})))
+            found[pair] = self._product(tuple(sorted(int(at) for at in position[parts] if at >= 0)))
         return found
 
     def _product(self, factors: tuple[int, ...]) -> int:

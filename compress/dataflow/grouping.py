@@ -14,12 +14,10 @@ from secateur.compress.dataflow.space import Channels, Components
 Parameters = Mapping[tuple[str, int], Channels]
 """(parameter, dimension) → its channels."""
 
-_NOBODY = "no weight is known to make these channels: a rule says it by `op.weight`"
-
 
 def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple[str, int], Role]) -> Groups:
-    """The groups, in the order of the parameters that make their channels. Fixed channels that no weight makes (of a
-    norm of the input, say) are no group."""
+    """The groups, in the order of the parameters that make their channels; what no weight makes (a table of places, the
+    norm of the input) is no group."""
     signatures, places = _places(parameters, components)
     by_signature: dict[Any, list[int]] = defaultdict(list)
     for component, signature in signatures.items():
@@ -31,22 +29,26 @@ def grouped(parameters: Parameters, components: Components, roles: Mapping[tuple
             Member(keys[key][0], keys[key][1], roles.get(keys[key], "bound"), _stack(places, channels, key, count))
             for key, count in signature.counts
         )
-        makers = [member.parameter for member in members if member.role == "out"]
-        why_not = _why_not(channels, components)
-        if not makers and why_not:
+        producers = [member for member in members if member.role == "out"]
+        if not producers:
             continue
-        maker = (makers or [members[0].parameter])[0]
-        name = maker.rpartition(".")[0] or maker
+        name = _layer(producers[0].parameter)
         names[name] += 1
         group = ChannelGroup(
             name=name if names[name] == 1 else f"{name}#{names[name]}",
             channels=len(channels),
             members=members,
             components=np.array(channels, dtype=np.int64),
-            why_not=why_not if makers else _NOBODY,
+            why_not=_why_not(channels, components),
         )
         groups.append(group)
     return Groups([group for group in groups if not _is_hidden(group, groups, components)])
+
+
+def _layer(parameter: str) -> str:
+    """The layer of a weight, also of one that is parametrised; the name of a parameter that is in none."""
+    path = parameter.rpartition(".")[0]
+    return path.partition(".parametrizations.")[0] or parameter
 
 
 def _is_hidden(group: ChannelGroup, groups: list[ChannelGroup], components: Components) -> bool:

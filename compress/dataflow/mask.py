@@ -8,6 +8,7 @@ code computes from sizes follow them (`scales`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ from secateur.profiles.macs import arguments
 
 _CONTRACTING = frozenset(
     ("mean", "sum", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
-     "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
+     "linalg_vector_norm", "any", "all", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "mv", "dot",
+     "vdot", "inner")
 )  # fmt: skip
 _DIVIDING = frozenset(
     ("div", "divide", "true_divide", "addcdiv", "reciprocal", "rsqrt", "log", "log2", "log10", "float_power")
@@ -117,9 +119,13 @@ def _sensitive_dims(node: Node, labels: Mapping[Node, Any], component_of: Channe
     found = labels.get(node, {})
     results = found if isinstance(found, list) else [found]
     result = [{dim: component_of[channels] for dim, channels in part.items()} for part in results]
-    surviving = {components.tobytes() for part in result for components in part.values()}
-    vanish = any(c.tobytes() not in surviving for dims in operands.values() for c in dims.values())
+    vanish = any(_counted(dims) - left for dims in operands.values() for left in map(_counted, result))
     return (operands, result) if operands and (alone or vanish) else None
+
+
+def _counted(dims: Mapping[int, Channels]) -> Counter[bytes]:
+    """How many dimensions run over the same components: of a [heads, D, D] product of heads one D may end."""
+    return Counter(components.tobytes() for components in dims.values())
 
 
 def _weight_is_computed(node: Node) -> bool:

@@ -22,7 +22,7 @@ from secateur.compress.dataflow.space import Channels
 from secateur.profiles.graph import Graph, op_name
 
 _OPS = frozenset(("mul", "div", "scaled_dot_product_attention", "baddbmm"))
-_POWERS = (0.5, -0.5, 1.0, -1.0)
+_POWERS = (0.5, -0.5, 0.25, -0.25, 1.0, -1.0)
 _NEAR = 24
 """Tensors before a call whose sizes are looked at."""
 Alive = NDArray[np.bool_]

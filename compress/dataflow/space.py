@@ -61,13 +61,16 @@ class Space:
 
     def product(self, axes: Iterable[Channels]) -> Channels:
         """The channels of a table: entry (i, j, ..) lives while channel i of the first axis, j of the second .. live.
-        Its shape has one dimension per axis."""
+        Its shape has one dimension per axis. Entries of the same channels, as of the samples of a batch, are one."""
         *outer, table = axes
         for axis in reversed(outer):
             left, right = np.broadcast_arrays(axis.reshape(-1, *[1] * table.ndim), table[None])
-            made = self.fresh(left.size)
-            self._pairs.append((made, left.ravel(), right.ravel()))
-            table = made.reshape(left.shape)
+            pairs = left.ravel() * self.size + right.ravel()
+            _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
+            order = np.argsort(first)
+            made, kept = self.fresh(len(first)), first[order]
+            self._pairs.append((made, left.ravel()[kept], right.ravel()[kept]))
+            table = made[np.argsort(order)[which]].reshape(left.shape)
         return table
 
     def is_product(self, channels: Channels) -> bool:
@@ -124,7 +127,7 @@ class Components:
         return np.unique(np.concatenate([roots[~np.isin(roots, self._whole)], parts]))
 
     def parts(self) -> dict[int, list[int]]:
-        """Pair → its parts, down to the ones that are no pairs."""
+        """Pair → its parts, down to the ones that are no pairs; one that it is made of twice is there twice."""
         found: dict[int, list[int]] = {}
         for whole, leaf in zip(self._whole.tolist(), self._leaf.tolist(), strict=True):
             found.setdefault(whole, []).append(leaf)
@@ -160,6 +163,7 @@ def _leaves(whole: Channels, left: Channels, right: Channels) -> tuple[Channels,
     pairs, first = np.unique(whole, return_index=True)
     left, right = left[first], right[first]
     owner, part = np.concatenate([pairs, pairs]), np.concatenate([left, right])
+    times = np.ones(len(owner), dtype=np.int64)
     for _ in range(_DEEPEST):
         deeper = np.isin(part, pairs)
         if not deeper.any():
@@ -169,10 +173,17 @@ def _leaves(whole: Channels, left: Channels, right: Channels) -> tuple[Channels,
             np.concatenate([owner[~deeper], owner[deeper], owner[deeper]]),
             np.concatenate([part[~deeper], left[at], right[at]]),
         ])  # fmt: skip
-        owner, part = np.unique(rows, axis=1)
+        (owner, part), times = _merged(rows, np.concatenate([times[~deeper], times[deeper], times[deeper]]))
     circular = np.unique(np.concatenate([owner[np.isin(part, pairs)], part[np.isin(part, pairs)]]))
-    rows = np.unique(np.stack([owner, part]), axis=1)
+    rows, times = _merged(np.stack([owner, part]), times)
+    rows = np.repeat(rows, np.where(np.isin(rows[0], circular), 1, times), axis=1)
     return rows[0], rows[1], circular
+
+
+def _merged(rows: Channels, times: Channels) -> tuple[Channels, Channels]:
+    """Distinct columns, and how often each one stands there."""
+    found, which = np.unique(rows, axis=1, return_inverse=True)
+    return found, np.bincount(which.ravel(), weights=times, minlength=found.shape[1]).astype(np.int64)
 
 
 def _connected(parent: Channels, left: Channels, right: Channels) -> Channels:

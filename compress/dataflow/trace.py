@@ -22,7 +22,7 @@ from secateur.compress.dataflow.checks import check
 from secateur.compress.dataflow.coupling import Coupling, couplable, couple
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
-from secateur.compress.dataflow.rules import Op, find_rule, refuse
+from secateur.compress.dataflow.rules import Op, Rule, find_rule, refuse
 from secateur.compress.dataflow.rules.pointwise import FILLED
 from secateur.compress.dataflow.scales import Scale
 from secateur.compress.dataflow.space import Channels, Space
@@ -103,7 +103,7 @@ class Flow:
     def walk(self, graph: Graph) -> None:
         """Label the graph's state, run the rule of every call, fix the outputs."""
         for node, name in graph.state.items():
-            if not _is_table(node):
+            if node.users and not _is_table(node):
                 self.labels[node] = {
                     dim: self._parameter(name, dim, size) for dim, size in enumerate(shape(node)) if size > 1
                 }
@@ -133,7 +133,10 @@ class Flow:
         found = find_rule(node)
         if found is None:
             self._warn(op)
+        known = len(self.space.made) + len(self.space.read)
         self.labels[node] = (found or refuse)(op)
+        if found is not None and known == len(self.space.made) + len(self.space.read):
+            self._ask_for_weights(op, found)
 
     def roles(self) -> dict[tuple[str, int], Role]:
         """A parameter's own channels tell whether a weight makes or reads them."""
@@ -146,6 +149,17 @@ class Flow:
             elif int(channels[0]) in read:
                 roles[key] = "in"
         return roles
+
+    def _ask_for_weights(self, op: Op, found: Rule) -> None:
+        """Warn of a user's rule for an op with a matrix of weights of which it does not say what they make."""
+        weights = [node for node in op.tensors if not node.all_input_nodes and len(op.labels(node)) > 1]
+        if weights and not found.__module__.startswith("secateur.") and op.where not in self._refused:
+            self._refused.add(op.where)
+            warnings.warn(
+                f"the rule for the op {op.where} does not say what its weights make (op.weight): channels that they "
+                "alone make are kept whole",
+                stacklevel=2,
+            )
 
     def _warn(self, op: Op) -> None:
         if op.where not in self._refused:

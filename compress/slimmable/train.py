@@ -94,7 +94,7 @@ class _Run:
         self.bfloat16 = fast_bfloat16(self.device) and trains_in(torch.bfloat16, elastic.model, inputs, self.tasks)
         self.original = frozen(workload.model) if settings.original_distillation else None
         teachers = () if self.original is None else (self.original,)
-        self.layout = fast_layout(workload.example_input, self.tasks, *teachers, trained=elastic.model)
+        self.layout = fast_layout(inputs, self.tasks, *teachers, trained=elastic.model)
         for each in (elastic.model, *teachers):
             lay_out(each, self.layout)
         self.weights = nn.ModuleDict({"model": elastic.model, "private": elastic.private})

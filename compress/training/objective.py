@@ -35,7 +35,7 @@ class Objective(nn.Module):
         self._teacher: list[nn.Module] = []  # in a list, so that it is no part of this module
         if recipe.distillation or recipe.feature_distillation:
             self._teacher.append(frozen(workload.model).to(self._device))
-        inputs = moved(workload.example_input, self._device)
+        inputs = moved(next(iter(workload.calibration))[0], self._device)
         self._layout = fast_layout(inputs, self._tasks, *self._teacher, trained=model)
         for each in (model, *self._teacher):
             lay_out(each, self._layout)

@@ -99,6 +99,8 @@ CASES: dict[str, Callable[[int], Middle]] = {
     "linear": lambda c: LastDimension(nn.Linear(c, 7)),
     "embedding": lambda c: Words(c),
     "recurrent": lambda c: Steps(c),
+    "weight_norm": lambda c: nn.utils.parametrizations.weight_norm(nn.Conv2d(c, 7, 3, padding=1)),
+    "with_vector": lambda c: nn.utils.parametrizations.spectral_norm(nn.Conv2d(c, 7, 3, padding=1)),
     "cell": lambda c: Cells(c, nn.LSTMCell),
 }  # fmt: skip
 """Name of the rule → what stands in the middle, for a number of channels."""

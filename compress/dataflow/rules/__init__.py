@@ -12,9 +12,9 @@ from secateur.compress.dataflow.rules import (
     spatial,
 )
 from secateur.compress.dataflow.rules.contraction import refuse
-from secateur.compress.dataflow.rules.registry import Labels, Op, find_rule, is_counting, rule, rules
+from secateur.compress.dataflow.rules.registry import Labels, Op, Rule, find_rule, is_counting, rule, rules
 
 __all__ = [
-    "Labels", "Op", "contraction", "find_rule", "indexing", "is_counting", "normalise", "pointwise", "recurrent",
-    "reduce", "refuse", "reshape", "routing", "rule", "rules", "spatial",
+    "Labels", "Op", "Rule", "contraction", "find_rule", "indexing", "is_counting", "normalise", "pointwise",
+    "recurrent", "reduce", "refuse", "reshape", "routing", "rule", "rules", "spatial",
 ]  # fmt: skip

@@ -95,6 +95,17 @@ def matmul(op: Op) -> Labels:
     return _product(op, left, right)  # type: ignore[arg-type]
 
 
+@rule("mv", "dot", "vdot", "inner")
+def with_vector(op: Op) -> Labels:
+    """[*, K] and a vector [K] → [*]."""
+    left, right = op.tensors
+    last = len(op.shape_of(left)) - 1
+    if len(op.shape_of(right)) != 1:
+        return refuse(op)
+    op.tie(op.labels(left).get(last), op.labels(right).get(0))
+    return {dim: channels for dim, channels in op.labels(left).items() if dim != last}
+
+
 @rule("addmm", "baddbmm")
 def addmm(op: Op) -> Labels:
     """bias + left @ right."""

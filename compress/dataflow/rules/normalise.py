@@ -44,6 +44,16 @@ def layer_norm(op: Op) -> Labels:
     return labels
 
 
+@rule("_weight_norm", counting=True)
+def weight_norm(op: Op) -> Labels:
+    """Directions [O, I, *] and lengths that are 1 but along `dim` → a weight of that shape
+    (torch.nn.utils.parametrizations.weight_norm)."""
+    labels = op.labels("v")
+    for dim, channels in op.labels("g").items():
+        op.tie(channels, labels.get(dim))
+    return labels
+
+
 @rule("softmax", "log_softmax", "normalize", "cumsum", counting=True)
 def along_a_dimension(op: Op) -> Labels:
     """The result has the shape of the input; every channel sees the others of its dimension, order included."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch.fx import Node
+
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 from secateur.compress.dataflow.space import Channels
+from secateur.profiles.graph import op_name, shape
 
 
 @rule(
@@ -12,7 +15,7 @@ from secateur.compress.dataflow.space import Channels
     "silu", "mish", "gelu", "elu", "selu", "celu", "leaky_relu", "softplus", "logsigmoid", "log_sigmoid", "rrelu",
     "masked_fill", "where", "zeros_like", "ones_like", "full_like", "type_as", "float", "half", "square", "clamp",
     "clamp_min", "clamp_max", "addcmul", "addcdiv", "fill", "zero", "copy", "softshrink", "hardshrink", "threshold",
-    "randn_like", "rand_like", "real", "imag", "conj", "resolve_conj", "resolve_neg",
+    "randn_like", "rand_like", "real", "imag", "conj", "resolve_conj", "resolve_neg", "__and__", "__or__", "__xor__",
 )  # fmt: skip
 def pointwise(op: Op) -> Labels:
     """Operands are aligned at their last dimension; what spans the result's size is tied."""
@@ -31,6 +34,8 @@ def _tie_dimension(op: Op, dim: int, size: int) -> Channels | None:
         if own < 0:
             continue
         label = op.labels(node).get(own)
+        if label is None and _is_spread(node, own):
+            continue
         if op.shape_of(node)[own] == size:
             spanning.append(label)
         else:
@@ -43,6 +48,15 @@ def _tie_dimension(op: Op, dim: int, size: int) -> Channels | None:
     for other in labels[1:]:
         op.space.tie(labels[0], other)
     return labels[0] if labels else None
+
+
+def _is_spread(node: Node, dim: int) -> bool:
+    """Whether a tensor is one value over a dimension (`norm.expand(shape)`), so that any of its channels may go."""
+    if op_name(node) not in ("expand", "expand_as", "broadcast_to"):
+        return False
+    source = node.all_input_nodes[0]
+    own = dim - len(shape(node)) + len(shape(source))
+    return own < 0 or shape(source)[own] == 1
 
 
 @rule("prelu")
@@ -60,10 +74,12 @@ FILLED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 @rule(*FILLED)
 def filled(op: Op) -> Labels:
-    """A tensor of one value, the first state of a cell, say, is of any channels whose number the code holds."""
-    if not op.node.meta["val"].dtype.is_floating_point:
+    """A tensor of one value, the first state of a cell, say, has any channels: its size follows what the code takes it
+    from, or a trial cut finds that it does not."""
+    kind = op.node.meta["val"].dtype
+    if not (kind.is_floating_point or kind.is_complex):
         return {}
-    return {dim: op.space.fresh(size) for dim, size in enumerate(op.shape) if size > 1 and op.is_attribute(size)}
+    return {dim: op.space.fresh(size) for dim, size in enumerate(op.shape) if size > 1}
 
 
 @rule(

@@ -136,7 +136,7 @@ def t(op: Op) -> Labels:
     return {last - dim: channels for dim, channels in op.labels("self").items()}
 
 
-@rule("movedim")
+@rule("movedim", "moveaxis")
 def movedim(op: Op) -> Labels:
     labels, ndim = op.labels("self"), len(op.shape)
     source, destination = (
@@ -149,7 +149,7 @@ def movedim(op: Op) -> Labels:
     return {new: labels[old] for new, old in enumerate(order) if old in labels}
 
 
-@rule("expand", "expand_as")
+@rule("expand", "expand_as", "broadcast_to")
 def expand(op: Op) -> Labels:
     """A dimension that grows loses its label, or takes that of the tensor which it follows; others keep it."""
     labels, offset = op.labels("self"), len(op.shape) - len(op.shape_of("self"))
