@@ -8,7 +8,6 @@ from typing import Any
 
 from secateur.core.budget import Tolerance
 from secateur.core.bundle import Manifest, TaskEntry
-from secateur.core.errors import BudgetError
 from secateur.profiles.report import units
 from secateur.profiles.report.content import Report
 
@@ -46,8 +45,7 @@ class TaskChange:
 
 def changes(manifest: Manifest) -> list[TaskChange]:
     """The change of every task from the original to the chosen point."""
-    tolerance = _tolerance(manifest)
-    return [_change(manifest, task, tolerance) for task in manifest.tasks]
+    return [_change(manifest, task, manifest.drops) for task in manifest.tasks]
 
 
 def prepare(report: Report) -> dict[str, Any] | None:
@@ -69,15 +67,6 @@ def _change(manifest: Manifest, task: TaskEntry, tolerance: Tolerance | None) ->
     gain = change if change is None or task.better == "higher" else -change
     allowed = None if tolerance is None else 100 * tolerance.of(task.name)
     return TaskChange(task.name, task.better, before, after, gain, allowed)
-
-
-def _tolerance(manifest: Manifest) -> Tolerance | None:
-    if not manifest.tolerance.strip():
-        return None
-    try:
-        return Tolerance.parse(manifest.tolerance)
-    except BudgetError:  # a task's name that cannot be typed: the change is shown without a verdict
-        return None
 
 
 def _domain(rows: list[TaskChange]) -> tuple[float, float]:

@@ -71,13 +71,7 @@ def scope(manifest: Manifest) -> str:
 
 def latencies(report: Report) -> list[Row]:
     """One row for each target that gives a latency, with where the figure comes from."""
-    rows = [_latency(profile, report.before(profile)) for profile in report.profiles if profile.latency]
-    if rows:
-        return rows
-    return [
-        Row(target, units.UNKNOWN, units.milliseconds(median), units.UNKNOWN, source=SOURCES["measured"])
-        for target, median in report.manifest.point.latency_ms.items()
-    ]
+    return [_latency(profile, report.before(profile)) for profile in report.profiles if profile.latency]
 
 
 def speedup(profile: Profile, before: Profile | None) -> float | None:

@@ -105,7 +105,7 @@ def show_elastic(console: Console, bundle: Bundle) -> None:
 
     found = read_table(bundle)
     least = Chooser(found).pick(Wish({"flops": 1.0})).costs["flops"]
-    reach = f"{units.flops(least)} to {units.flops(found.original.flops)}"
+    reach = f"{units.flops(least)} to {units.flops(found.costs['flops'].of(*found.full))}"
     console.print(f"{units.number(found.configurations, 1)} configurations, {reach}; the table is of full width")
     console.print(f'choose one with: secateur select {bundle.path} --budget "flops<=50%"', soft_wrap=True)
 

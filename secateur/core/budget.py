@@ -43,7 +43,7 @@ _EXAMPLES = {
 _ALIASES = {"mac": "flops", "macs": "flops", "flop": "flops", "param": "params", "parameters": "params"}
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 _LIMIT = re.compile(rf"^\s*([A-Za-z_]+)\s*(<=|<|=|:)\s*({_NUMBER})\s*(%|[A-Za-z]*)\s*$")
-_DROP = re.compile(rf"^\s*(?:(?P<task>[^=<>\s]+)\s*(?:<=|=)\s*)?(?P<number>{_NUMBER})\s*(?P<unit>%?)\s*$")
+_DROP = re.compile(rf"^\s*(?:(?P<task>[^=<>]*[^=<>\s])\s*(?:<=|=)\s*)?(?P<number>{_NUMBER})\s*(?P<unit>%?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Tolerance:
 
 
 def _parse_drop(text: str) -> tuple[str | None, float]:
-    match = _DROP.match(re.sub(r"^\s*drop\s*(?:\.\s*([^=<>\s]+)\s*)?(<=|=)", _plain_drop, text))
+    match = _DROP.match(re.sub(r"^\s*drop\s*(?:\.\s*([^=<>]*[^=<>\s])\s*)?(<=|=)", _plain_drop, text))
     if match is None:
         raise BudgetError(f'cannot read the drop "{text.strip()}"', 'for example: "1%", or "depth=3%" for one task')
     if not match["unit"]:

@@ -22,7 +22,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateur.core.errors import BundleError, OutputError
+from secateur.core.budget import Tolerance
+from secateur.core.errors import BudgetError, BundleError, OutputError
 from secateur.core.files import canonical_json, clear_errors, sha256, writing_folder
 
 SCHEMA = 1
@@ -132,6 +133,14 @@ class Manifest(_Model):
         if not 0 <= self.chosen < len(self.points):
             raise ValueError(f"the chosen point {self.chosen} is none of the {len(self.points)}")
         return self
+
+    @property
+    def drops(self) -> Tolerance | None:
+        """How much of its metric each task might lose; None where nothing was allowed or forbidden."""
+        try:
+            return Tolerance.parse(self.tolerance) if self.tolerance.strip() else None
+        except BudgetError:  # anything was allowed, or a task's name cannot be typed
+            return None
 
     @property
     def point(self) -> Point:

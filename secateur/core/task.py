@@ -89,7 +89,7 @@ def preference(prefer: Mapping[str, Any], names: Sequence[str]) -> dict[str, flo
         BudgetError: a weight that is negative or no number, or nothing but zeros.
     """
     for name, weight in prefer.items():
-        if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
+        if not (isinstance(weight, Real) and 0 <= float(weight) < math.inf):
             raise BudgetError(f'the weight of "{name}" is {weight}', "give a number of at least 0")
     weights = {name: float(prefer.get(name, 1.0)) for name in names}
     if not any(weights.values()):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from secateur.compress import pagcp, ranks
 from secateur.compress.compressed import Compressed
+from secateur.compress.pagcp.front import with_front
 from secateur.compress.pagcp.settings import Settings
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, check_output
@@ -61,7 +62,8 @@ def compress_to_bundle(
     """
     limits, tolerance = Budget.parse(budget), Tolerance.parse(drop)
     hardware = hardware_for(limits, targets)
-    what = f"compressing to {limits or 'the published schedule'}, {tolerance} of each metric may be lost"
+    goal = with_front(limits, settings or pagcp.Settings())[0] or "the published schedule"
+    what = f"compressing to {goal}, {tolerance} of each metric may be lost"
     return staged(
         workload, output, what,
         lambda found, state: pagcp.prune(

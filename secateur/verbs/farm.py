@@ -94,14 +94,14 @@ def farm(
 
     Raises:
         DeviceError: a mistake in the farm file.
-        ExportError, MissingExtraError: a model that cannot be made into a network of ncnn.
+        ExportError, MissingExtraError: no model can be made into a network of ncnn; some that cannot are in the report.
         OutputError: the output exists, or a stopped run's journal does.
     """
     where, place = _of_ncnn(read_farm(devices), devices), Path(output)
     journal_path = _journal_path(place, resume, force)
     formats.get(Ncnn.name).require()
     with Scratch() as temporary:
-        models = _exported(list(things), Path(temporary), workload, half)
+        models, refused = _exported(list(things), Path(temporary), workload, half)
         jobs = {model.name: {key: job_of(key, model.name, model.networks) for key in where.keys} for model in models}
         every = {job.name: job for of_model in jobs.values() for job in of_model.values()}
         with bar("measuring", len(every)) as progress:
@@ -116,6 +116,7 @@ def farm(
                 told=lambda job, outcome: progress.advance(),
             )
     found = [model.benchmark({key: outcomes[job.name] for key, job in jobs[model.name].items()}) for model in models]
+    found += [_unavailable(name, where.keys, error) for name, error in refused.items()]
     report = FarmReport(tuple(found), outcomes)
     write_json(place, report.as_json())
     if not any("unavailable" in outcome for outcome in outcomes.values()):
@@ -156,20 +157,36 @@ def _journal_path(output: Path, resume: bool, force: bool) -> Path:
     return path
 
 
-def _exported(things: list[Thing], folder: Path, workload: AnyWorkload | None, half: bool) -> list[_Model]:
+def _exported(
+    things: list[Thing], folder: Path, workload: AnyWorkload | None, half: bool
+) -> tuple[list[_Model], dict[str, ExportError]]:
+    """The models as networks, and those that cannot be, each with the reason."""
     if not things:
         raise ExportError("no model was named", "name bundles or workloads")
     models: dict[str, _Model] = {}
+    refused: dict[str, ExportError] = {}
     for number, thing in enumerate(things):
         place = folder / str(number)
         place.mkdir()
         exports = Exports(place, False, Options(precision="fp16" if half else "fp32"))
         name, chosen = exports.subject(thing, "chosen", workload)
-        if name in models:
+        if name in models or name in refused:
             raise WorkloadError(f"two models are called {name}", "give the bundles different names")
         subjects = {**exports.other(thing, name, None, workload), name: chosen}
-        models[name] = _Model(name, subjects, _networks(subjects))
-    return list(models.values())
+        try:
+            models[name] = _Model(name, subjects, _networks(subjects))
+        except ExportError as error:
+            refused[name] = error
+            warnings.warn(f"{name} is not measured: {error.message}", stacklevel=3)
+    if not models:
+        raise next(iter(refused.values()))
+    return list(models.values()), refused
+
+
+def _unavailable(name: str, keys: Iterable[str], error: ExportError) -> Benchmark:
+    return Benchmark(
+        name, tuple(Profile(key, "", "unavailable", reason=error.message, how=error.hint or None) for key in keys)
+    )
 
 
 def _networks(subjects: Mapping[str, Subject]) -> dict[str, Network]:

@@ -12,7 +12,7 @@ from secateur.core.bundle import Bundle, CostsEntry, Manifest
 from secateur.core.costs import Costs
 from secateur.core.errors import BudgetError, BudgetNotMetError, TargetUnavailableError
 from secateur.core.scratch import Scratch
-from secateur.core.task import preference, relative_change
+from secateur.core.task import missed_drop, preference, relative_change
 from secateur.export.onnx import to_onnx
 from secateur.targets.registry import TargetStatus
 from secateur.verbs.benchmark import ORIGINAL, Benchmark, converter, costs_of
@@ -51,7 +51,8 @@ class Points:
         return 100 * total / sum(weights.values())
 
     def best(self, budget: Budget, weights: Mapping[str, float]) -> int:
-        """The point of the best Δ_MTL that meets the budget; of equals, the smaller.
+        """The point of the best Δ_MTL that meets the budget, of those that lost no more than the run allowed, if there
+        are any; of equals, the smaller.
 
         Latencies and energies that are not known are measured, or predicted, of the points only that meet the other
         limits.
@@ -64,7 +65,21 @@ class Points:
         if on_target:
             self._measure(meeting, [limit.kind for limit in on_target])
             meeting = self._meeting(budget, meeting)
-        return max(meeting, key=lambda number: (self.delta_mtl(number, weights), number))
+        tolerated = [number for number in meeting if not self.drops(number)]
+        return max(tolerated or meeting, key=lambda number: (self.delta_mtl(number, weights), number))
+
+    def drops(self, number: int) -> tuple[str, ...]:
+        """The tasks of a point that lost more than the run allowed, as sentences."""
+        manifest, allowed = self._bundle.manifest, self._bundle.manifest.drops
+        if allowed is None:
+            return ()
+        before, after = manifest.metrics_before, manifest.points[number].metrics
+        found = (
+            missed_drop(name, relative_change(task.better, before[name], after[name]), allowed.of(name))
+            for task in manifest.tasks
+            if (name := task.name) in after
+        )
+        return tuple(sentence for sentence in found if sentence)
 
     def _meeting(self, budget: Budget, among: Sequence[int] | None = None) -> list[int]:
         among = self._numbers if among is None else among

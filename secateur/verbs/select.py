@@ -45,15 +45,15 @@ class Selection:
     search_ms: float
     predicted: bool = False
     misses: tuple[str, ...] = ()
-    """What the written bundle was measured to miss."""
+    """What the point loses beyond what the run allowed, and what the written bundle was measured to miss."""
 
     @property
     def error(self) -> BudgetNotMetError | None:
-        """What the figures of the written bundle say against the choice."""
+        """What its figures, and those of the written bundle, say against the choice."""
         if not self.misses:
             return None
         return BudgetNotMetError(
-            f"not reached: {'; '.join(self.misses)}", f"it was kept in {self.bundle.path}; allow more, or measure again"
+            f"not reached: {'; '.join(self.misses)}", f"it is kept in {self.bundle.path}; allow more, or compress less"
         )
 
     @property
@@ -106,7 +106,14 @@ def select(
     Args:
         tasks, floors, objective: of elastic models only.
         epochs: of elastic bundles only, with an output: of fine-tuning the choice by itself.
+
+    Raises:
+        BudgetError: an elastic model that is not saved yet is to be written, or epochs are given without an output.
     """
+    if isinstance(bundle, Elastic) and output is not None:
+        raise BudgetError("an elastic model is written from its bundle", "save it, and select from what `save` returns")
+    if epochs and output is None:
+        raise BudgetError("a choice is fine-tuned as it is written", "name an output, or leave out epochs")
     if isinstance(bundle, Elastic):
         return select_elastic(
             bundle, budget, target, prefer, tasks=tasks, floors=Tolerance.parse(floors, math.inf), objective=objective
@@ -160,7 +167,7 @@ def select_point(
     selection = Selection(
         opened, number, limits, widths(opened, number), place.name, points.latency_ms(number), points.measured,
         points.delta_mtl(number, weights), 1e3 * (time.perf_counter() - started),
-        points.predicted,
+        points.predicted, points.drops(number),
     )  # fmt: skip
     if output is None:
         return selection
@@ -204,12 +211,14 @@ def _copy(selection: Selection, folder: Path, command: str) -> Bundle:
     if problems := source.verify():
         raise BundleError(problems[0], "copy the bundle again, or compress again")
     stale = {report.FILE, benchmark.FILE, *(name for each in source.manifest.artefacts for name in each.files)}
+    points = [point.model_copy(update={"latency_ms": {}}) for point in source.manifest.points]  # of a stale benchmark
     manifest = source.manifest.model_copy(
         update={
+            "points": points,
             "chosen": selection.point,
             "budget": [str(limit) for limit in selection.budget.limits],
-            "budget_met": True,
-            "misses": [],
+            "budget_met": not selection.misses,
+            "misses": list(selection.misses),
             "on_target": _judge(selection),
             "artefacts": [],
             "command": " && ".join(filter(None, (source.manifest.command, command))),

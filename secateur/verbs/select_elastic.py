@@ -36,7 +36,8 @@ class ElasticSelection:
         table: with figures of the target.
         floors: task → relative loss that is allowed.
         named: the target as it was asked for: a name or a file.
-        misses: what the written bundle does not keep, although the table said so.
+        misses: what the written bundle does not keep.
+        written: whether `bundle` is the choice as a bundle of its own.
     """
 
     bundle: Bundle | None
@@ -48,12 +49,13 @@ class ElasticSelection:
     named: str
     search_ms: float
     misses: tuple[str, ...] = ()
+    written: bool = False
 
     @property
     def met(self) -> bool:
-        """Whether every limit and floor holds, by the table and, once it is written, by the bundle; the choice is else
-        the smallest configuration, or the nearest."""
-        return self.choice.met and not self.misses
+        """Whether every limit and floor holds, by the table or, once it is written, by the bundle's own figures; the
+        choice is else the smallest configuration, or the nearest."""
+        return not self.misses if self.written else self.choice.met
 
     @property
     def figures(self) -> dict[str, tuple[float, float]]:
@@ -73,9 +75,10 @@ class ElasticSelection:
         """What kept the budget from being met."""
         if self.met:
             return None
-        if self.choice.met:
+        if self.written:
+            promised = " what its table promised" if self.choice.met else ""
             return BudgetNotMetError(
-                f"the written model misses what its table promised: {'; '.join(self.misses)}",
+                f"the written model misses{promised}: {'; '.join(self.misses)}",
                 "it is kept; allow more, or select for a little less",
             )
         return BudgetNotMetError(
@@ -120,6 +123,7 @@ class ElasticSelection:
             "tasks": list(self.choice.decoders),
             "budget": [str(limit) for limit in self.budget.limits],
             "budget_met": self.met,
+            "misses": list(self.misses),
             "expected": {
                 "latency_ms": self.choice.costs.get("latency"),
                 "energy_mj": self.choice.costs.get("energy"),
@@ -127,6 +131,8 @@ class ElasticSelection:
                 **{kind: round(value) for kind, value in costs.items()},
                 "metrics": dict(self.choice.metrics),
             },
+            "written": self.bundle.manifest.point.model_dump() if self.bundle and self.written else None,
+            "sources": {"latency": "predicted" if self.predicted else "measured", "energy": "predicted"},
             "target": self.target,
             "search_ms": self.search_ms,
         }
@@ -270,7 +276,7 @@ def write_selection(
         history = " && ".join(filter(None, (manifest.command, command)))
         staged = result.save(state / BUNDLE, force=True, command=history)
         written = finish(complete(staged, found, formats=("onnx",), where=where), path)
-    return replace(selection, bundle=written, misses=tuple(written.manifest.misses))
+    return replace(selection, bundle=written, misses=tuple(written.manifest.misses), written=True)
 
 
 def _point(

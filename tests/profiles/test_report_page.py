@@ -210,10 +210,10 @@ def test_the_table_shows_every_figure_with_its_source(full):
         assert expected in words
 
 
-def test_latency_kept_in_the_bundle_is_shown_when_nothing_was_measured_now():
+def test_a_latency_of_which_nothing_says_how_it_was_found_is_not_shown():
     points = [point.model_copy(update={"latency_ms": {"cpu": 2.5}}) for point in case.manifest().points]
     report = Report("quiet", case.manifest(points=points))
-    assert "cpumeasured – 2.50 ms –" in Page(render(report)).words("summary")
+    assert "2.50 ms" not in Page(render(report)).words("summary")
 
 
 def test_what_is_not_finite_or_not_known_is_a_dash_and_never_a_number():
