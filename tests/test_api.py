@@ -83,6 +83,45 @@ def test_select_prefers_the_tasks_that_matter(bundle: sc.Bundle) -> None:
     assert depth_only.delta_mtl == pytest.approx(-100 * min(changes))  # a lower depth error is better
 
 
+def of_metrics(pruned: sc.Compressed, drop: str, path: Path, *changes: dict[str, float]) -> sc.Bundle:
+    """The same run as if its points had changed the metrics (lower is better) by these factors."""
+    points = [
+        replace(point, metrics={task: pruned.metrics_before[task] * factor for task, factor in factors.items()})
+        for point, factors in zip(pruned.points, changes, strict=True)
+    ]
+    return replace(pruned, points=points, tolerance=sc.Tolerance.parse(drop)).save(path)
+
+
+def test_select_keeps_to_what_the_run_allowed_to_lose(pruned: sc.Compressed, tmp_path: Path) -> None:
+    """The second point has the better Δ_MTL, but `kind` loses 10 % there."""
+    changes = ({"depth": 0.99, "kind": 1.01}, {"depth": 0.5, "kind": 1.1})
+    strict = sc.select(of_metrics(pruned, "2%", tmp_path / "strict", *changes), "flops<=99%")
+    assert (strict.point, strict.misses, strict.error) == (0, (), None)
+    assert sc.select(of_metrics(pruned, "20%", tmp_path / "lax", *changes), "flops<=99%").point == 1
+
+
+def test_select_says_what_is_lost_beyond_what_the_run_allowed(pruned: sc.Compressed, tmp_path: Path) -> None:
+    bundle = of_metrics(pruned, "2%", tmp_path / "run", {"depth": 1, "kind": 1.2}, {"depth": 1, "kind": 1.1})
+    with pytest.warns(UserWarning, match="weights only"):
+        chosen = sc.select(bundle, "flops<=99%", output=tmp_path / "chosen")
+    assert chosen.misses == ("kind: -10.00% where a drop of 2% is allowed",)
+    assert chosen.error is not None
+    assert chosen.error.exit_code == 3
+    assert (chosen.bundle.manifest.budget_met, chosen.bundle.manifest.misses) == (False, list(chosen.misses))
+
+
+def test_a_latency_of_another_measurement_is_not_taken_along(pruned: sc.Compressed, tmp_path: Path) -> None:
+    points = [replace(point, latency_ms={"cpu": 1e6}) for point in pruned.points]
+    bundle = replace(pruned, points=points).save(tmp_path / "run")
+    written = sc.select(bundle, "flops<=60%", output=tmp_path / "chosen", workload=pair()).bundle
+    assert all(point.latency_ms.get("cpu", 0) < 1e6 for point in written.manifest.points)
+
+
+def test_what_select_cannot_do_is_refused(bundle: sc.Bundle) -> None:
+    with pytest.raises(BudgetError, match="fine-tuned as it is written"):
+        sc.select(bundle, "flops<=60%", epochs=2)
+
+
 def test_select_measures_a_latency_that_is_not_known(bundle: sc.Bundle) -> None:
     selection = sc.select(bundle, "latency<=10s", workload=pair())
     assert selection.measured

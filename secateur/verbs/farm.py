@@ -177,9 +177,10 @@ def _exported(
             models[name] = _Model(name, subjects, _networks(subjects))
         except ExportError as error:
             refused[name] = error
-            warnings.warn(f"{name} is not measured: {error.message}", stacklevel=3)
     if not models:
         raise next(iter(refused.values()))
+    for name, error in refused.items():
+        warnings.warn(f"{name} is not measured: {error.message}", stacklevel=3)
     return list(models.values()), refused
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from shell import Secateur
 
 from secateur.core.bundle import Bundle
+from secateur.core.errors import ExportError
 from secateur.targets.farm.journal import Journal
+from secateur.targets.farm.network import Network
+from secateur.verbs import farm
+from secateur.verbs.measure import Subject
 
 pytest.importorskip("ncnn", reason="ncnn is not installed (the extra [mobile])")
 pytest.importorskip("pnnx", reason="pnnx is not installed (the extra [mobile])")
@@ -54,6 +60,28 @@ def test_a_bundle_is_measured_beside_its_original_where_a_device_is_left(
     secateur("farm", devices, bundle.path, "-o", "farm.json").refused(2, "stopped", "--resume")
     again = secateur("farm", devices, bundle.path, "-o", "farm.json", "--resume", "--json")
     assert again.document["benchmarks"][0]["results"][0] == board, "nothing was measured twice"
+
+
+def test_a_model_that_ncnn_cannot_run_does_not_keep_the_others_from_it(
+    secateur: Secateur, bundle: Bundle, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = farm._networks
+
+    def refuses(subjects: Mapping[str, Subject]) -> Mapping[str, Network]:
+        if "other" in subjects:
+            raise ExportError("pnnx knows no such operator", "leave it out")
+        return networks(subjects)
+
+    other = shutil.copytree(bundle.path, "other")
+    monkeypatch.setattr(farm, "_networks", refuses)
+    outcome = secateur("farm", devices, bundle.path, other, "-o", "farm.json", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "other is not measured: pnnx knows no such operator" in outcome.err
+    fine, refused = outcome.document["benchmarks"]
+    assert fine["results"][0]["source"] == "measured"
+    assert {each["source"] for each in refused["results"]} == {"unavailable"}
+    assert refused["results"][0]["reason"] == "pnnx knows no such operator"
+    secateur("farm", devices, other, "--force").refused(2, "pnnx knows no such operator")
 
 
 def test_nothing_measured_is_exit_code_4(secateur: Secateur, bundle: Bundle, devices: Path) -> None:

@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shell import Secateur
+from toys import pair
 
+import secateur as sc
 from secateur.cli.app import app
 from secateur.cli.run import run
+from secateur.compress.slimmable import Settings
 from secateur.core.budget import Tolerance
 from secateur.core.bundle import Bundle
 from secateur.core.elastic.files import load_table
-from secateur.core.errors import ExportError
+from secateur.core.errors import BudgetError, ExportError
 from secateur.export.runtime import ElasticSession
+from secateur.profiles.report import units
 from secateur.verbs.select_elastic import select_elastic, write_selection
 
 
@@ -55,7 +59,17 @@ def test_select_answers_with_widths(made: Path, secateur: Secateur) -> None:
     assert set(document["expected"]["metrics"]) == {"depth", "kind"}
     assert document["expected"]["flops"] <= 0.6 * load_table(made / "elastic.json").original.flops
     assert document["expected"]["latency_ms"] > 0
+    assert (document["misses"], document["written"]) == ([], None)
+    assert document["sources"]["latency"] == "measured"
     assert "encoder1" in secateur("select", made, "--budget", "latency<=1s").out
+
+
+def test_an_elastic_model_in_memory_is_written_from_its_bundle(folder: Path) -> None:
+    elastic = sc.slim(pair(), settings=Settings(widths=(0.5, 1.0), epochs=0))
+    assert sc.select(elastic, "flops<=60%").met
+    with pytest.raises(BudgetError, match="from its bundle"):
+        sc.select(elastic, "flops<=60%", output=folder / "small")
+    assert not (folder / "small").exists()
 
 
 def test_another_target_is_predicted_and_said_to_be(made: Path, secateur: Secateur) -> None:
@@ -126,6 +140,7 @@ def test_the_choice_becomes_a_static_bundle(made: Path, folder: Path, secateur: 
     assert manifest.point.costs.flops == done.document["expected"]["flops"] < manifest.before.flops
     assert manifest.point.costs.params == done.document["expected"]["params"]
     assert manifest.budget_met
+    assert done.document["written"] == manifest.point.model_dump()
     assert [artefact.format for artefact in manifest.artefacts] == ["onnx"]
     again = secateur("select", "small", "--budget", "flops<=60%", "--objective", "paper")
     again.refused(2, "small is static; choose among its 1 point")
@@ -150,6 +165,7 @@ def test_a_floor_that_the_test_split_does_not_keep_is_told_and_exits_with_3(made
     assert not written.met
     assert written.error is not None
     assert written.error.exit_code == 3
+    assert written.as_json()["misses"] == list(written.misses)
     assert "depth:" in written.error.message
     assert "where a drop of -200% is allowed" in written.error.message
     assert Bundle.open(folder / "small").manifest.budget_met is False
@@ -182,10 +198,12 @@ def test_a_pruned_model_is_made_elastic(finished: Path, folder: Path, secateur: 
     """Figures refer to the original; the pruned model is the full width; every static choice is cut from the user's
     own class in one step."""
     options = ("--method", "slimmable", "--widths", "0.5,1", "--epochs", "0", "--set", "round_to=2")
-    assert secateur("compress", finished, *options, "-o", "both").code == 0
+    done = secateur("compress", finished, *options, "-o", "both")
+    assert done.code == 0, done.err
     pruned, both = Bundle.open(finished).manifest, Bundle.open(folder / "both")
     assert both.manifest.point.costs == pruned.points[pruned.chosen].costs
     assert both.manifest.before == pruned.before
+    assert f"to {units.flops(pruned.point.costs.flops)}; the table" in done.out
     assert both.manifest.metrics_before == pytest.approx(pruned.metrics_before)
     table = load_table(folder / "both" / "elastic.json")
     assert table.original.flops == pruned.before.flops > table.costs["flops"].of(*table.full)

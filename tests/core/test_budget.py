@@ -153,6 +153,8 @@ def test_a_limit_on_what_was_not_measured_asks_for_a_target(text: str) -> None:
         (["drop<=1%", "drop.depth<=3%"], {"depth": 0.03, "edges": 0.01}),
         ({"*": "0.5%", "depth": "3 %"}, {"depth": 0.03, "edges": 0.005}),
         ({"depth": "0%"}, {"depth": 0.0, "edges": 0.01}),
+        ({"left eye": "3%"}, {"left eye": 0.03, "edges": 0.01}),
+        ("2%, drop.left eye<=3%", {"left eye": 0.03, "edges": 0.02}),
     ],
 )
 def test_tolerances(drops: object, expected: dict[str, float]) -> None:
