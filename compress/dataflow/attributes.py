@@ -4,8 +4,9 @@
     self.dims = (32, 32, 128)   count the parts of `x.split(self.dims, dim=1)`
 
 An attribute counts channels when its value is the size of a labelled dimension in a call that its module's own code
-makes with explicit sizes. That is a guess; trial cuts verify it. Attributes that the code only compares with each other
-or with numbers (`if self.dim != self.dim_out: x = self.proj(x)`) are left alone: a cut would change what is run.
+makes with explicit sizes, or of one that comes in, where the code checks that it is (`assert x.shape[-1] == self.dim`).
+That is a guess; trial cuts verify it. Attributes that the code only compares with each other or with numbers
+(`if self.dim != self.dim_out: x = self.proj(x)`) are left alone: a cut would change what is run.
 """
 
 from __future__ import annotations
@@ -69,6 +70,15 @@ class Binding:
         return int(alive[self.components].sum())
 
 
+Constant = tuple[type, str]
+"""A module class and an attribute of it that counts no channels, although it is as large as some dimension."""
+
+
+def constant_of(binding: Binding, model: nn.Module) -> Constant:
+    """What a binding would be a coincidence of."""
+    return type(model.get_submodule(binding.module)), binding.attribute
+
+
 def resized(bindings: Collection[Binding], model: nn.Module, gone: Index) -> dict[str, Size]:
     """The attributes that change when components go: `path.attribute` → new value."""
     changed: dict[str, Size] = {}
@@ -95,9 +105,9 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     if isinstance(module, _OWN) and not normless:
         return
     kind: Any = type(module)
-    compared = _only_compared(kind)
+    uses = _uses(kind)
     for name, value in (_class_attributes(kind) | vars(module)).items():
-        if name in compared or (_ELSE.search(name) and not _OF_CHANNELS.search(name)):
+        if name in uses.compared or (_ELSE.search(name) and not _OF_CHANNELS.search(name)):
             continue
         if type(value) is int and value > 1:
             yield name, None, value
@@ -111,24 +121,39 @@ def _class_attributes(kind: Any) -> dict[str, Any]:
     return {name: value for base in _users(kind) for name, value in vars(base).items()}
 
 
+@dataclass(frozen=True)
+class _Uses:
+    """What a class's methods, but for its constructor, do with attributes.
+
+    Attributes:
+        compared: only compared with each other or with numbers.
+        checked: compared with something else, such as the size of a tensor.
+    """
+
+    compared: frozenset[str] = frozenset()
+    checked: frozenset[str] = frozenset()
+
+
 @functools.cache
-def _only_compared(kind: Any) -> frozenset[str]:
-    """Attributes that a class's methods, but for its constructor, read only to compare them with each other or with
-    numbers."""
+def _uses(kind: Any) -> _Uses:
     compared: set[str] = set()
+    checked: set[str] = set()
     elsewhere: set[str] = set()
     for base in _users(kind):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):  # no source at hand: nothing is known of it
-            return frozenset()
+            return _Uses()
         for method in ast.walk(tree):
             if isinstance(method, ast.FunctionDef) and method.name != "__init__" and method.args.args:
                 own = [node for node in ast.walk(method) if _is_own(node, method.args.args[0].arg)]
                 sides = [side for node in ast.walk(method) for side in _sides(node, own)]
                 compared |= {node.attr for node in own if node in sides}
                 elsewhere |= {node.attr for node in own if node not in sides}
-    return frozenset(compared - elsewhere)
+                compares = [node for node in ast.walk(method) if isinstance(node, ast.Compare)]
+                others = [side for node in compares for side in (node.left, *node.comparators) if side not in sides]
+                checked |= {node.attr for node in own if node in others}
+    return _Uses(frozenset(compared - elsewhere), frozenset(checked))
 
 
 def _is_own(node: ast.AST, owner: str) -> TypeGuard[ast.Attribute]:
@@ -212,9 +237,13 @@ def _tensors(node: Node, labels: Mapping[Node, Any]) -> Iterator[list[Channels]]
 
 
 def bindings(
-    model: nn.Module, graphs: Iterable[Graph], labels: Mapping[Node, Any], components: Components
+    model: nn.Module,
+    graphs: Collection[Graph],
+    labels: Mapping[Node, Any],
+    components: Components,
+    constants: Collection[Constant] = (),
 ) -> tuple[Binding, ...]:
-    """The attributes that count channels which may be cut."""
+    """The attributes that count channels which may be cut, but for those that are known not to."""
     cuttable, parts = _cuttable(components), _listed_parts(model, graphs, labels, components)
     arrays = {
         path: _by_size([[components.of[channels] for channels in tensor] for tensor in found], cuttable)
@@ -230,7 +259,38 @@ def bindings(
             for binding in _bind(path, module, arrays.get(inner, {})):
                 if not {(path, len(binding.components)), (inner, len(binding.components))} & bound:
                     found.append(binding)
-    return tuple(found)
+    found += _checked(model, graphs, labels, components, found)
+    return tuple(binding for binding in found if constant_of(binding, model) not in constants)
+
+
+def _checked(
+    model: nn.Module,
+    graphs: Collection[Graph],
+    labels: Mapping[Node, Any],
+    components: Components,
+    bound: Collection[Binding],
+) -> Iterator[Binding]:
+    """The attributes, of those that are not bound, that code compares with the size of what its module is given."""
+    cuttable, known = _cuttable(components), {(binding.module, binding.attribute) for binding in bound}
+    for path, module in model.named_modules():
+        if checked := _uses(type(module)).checked:
+            tensors = [labels.get(node) for graph in graphs for node in given(path, graph)]
+            arrays = [[components.of[dims[dim]] for dim in sorted(dims)] for dims in tensors if isinstance(dims, dict)]
+            for binding in _bind(path, module, _by_size(arrays, cuttable)):
+                if binding.attribute in checked and (path, binding.attribute) not in known:
+                    yield binding
+
+
+def given(path: str, graph: Graph) -> list[Node]:
+    """The tensors that a module is given, the model's state aside."""
+    used = dict.fromkeys(used for node in graph.nodes if within(node, path) for used in node.all_input_nodes)
+    return [node for node in used if not within(node, path) and node not in graph.state]
+
+
+def within(node: Node, path: str) -> bool:
+    """Whether a call is made inside a module."""
+    own = module_path(node)
+    return node.op == "call_function" and (own == path or own.startswith(f"{path}.") or not path)
 
 
 def _bind(

@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from secateur.compress.dataflow.attributes import integers, sized_tensors
+from secateur.compress.dataflow.attributes import given, integers, sized_tensors, within
 from secateur.compress.dataflow.space import Channels, Components, Space
 from secateur.profiles.graph import Graph, module_path, op_name
 
@@ -89,10 +89,10 @@ def _tie_outside(space: Space, path: str, graph: Graph, labels: Labelled) -> Non
         len(channels): channels for node, channels in _products(space, graph, labels) if module_path(node) == path
     }
     for node in graph.nodes:
-        if not _within(node, path):
+        if not within(node, path):
             continue
         for used in (*node.all_input_nodes, node):
-            if used not in graph.state and (module_path(used) == path or not _within(used, path)):
+            if used not in graph.state and (module_path(used) == path or not within(used, path)):
                 for channels in _arrays(labels, used).values():
                     if len(channels) in merged:
                         space.tie(merged[len(channels)], channels)
@@ -124,11 +124,8 @@ def _of_one_input(
     """(One dimension, or two that stand side by side, of what a module's own calls with explicit sizes return; a
     dimension of as many channels of what the module is given)."""
     for graph in graphs:
-        inside = [node for node in graph.nodes if _within(node, path)]
-        given = {used for node in inside for used in node.all_input_nodes if not _within(used, path)}
-        given -= graph.state.keys()
-        widths = {len(channels): channels for node in given for channels in _arrays(labels, node).values()}
-        for node in inside:
+        widths = {len(channels): channels for node in given(path, graph) for channels in _arrays(labels, node).values()}
+        for node in graph.nodes:
             if module_path(node) == path and op_name(node) in _SIZED:
                 for axes in _axes(labels, node):
                     if (count := math.prod(map(len, axes))) in widths:
@@ -157,8 +154,3 @@ def _products(space: Space, graph: Graph, labels: Labelled) -> Iterator[tuple[No
 def _arrays(labels: Labelled, node: Node) -> dict[int, Channels]:
     found = labels.get(node, {})
     return found if isinstance(found, dict) else {}
-
-
-def _within(node: Node, path: str) -> bool:
-    own = module_path(node)
-    return node.op == "call_function" and (own == path or own.startswith(f"{path}.") or not path)

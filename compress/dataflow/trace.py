@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import Node
 
 from secateur.compress.channel_map import tensor_aliases
-from secateur.compress.dataflow.attributes import Scopes, bindings
+from secateur.compress.dataflow.attributes import Constant, Scopes, bindings
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.checks import check
 from secateur.compress.dataflow.coupling import Coupling, couplable, couple
@@ -69,6 +69,7 @@ def from_graphs(
     training: Sequence[Graph] = (),
     couplings: Collection[Coupling] = (),
     scales: Sequence[Scale] = (),
+    constants: Collection[Constant] = (),
 ) -> ChannelGroups:
     """As `trace`, from graphs that were captured before.
 
@@ -76,6 +77,7 @@ def from_graphs(
         couplings: module classes whose code takes one size from another (`b, n, c = x.shape`), so that both must stay
             the same.
         scales: numbers that the code computes from sizes, as trial cuts found them.
+        constants: attributes that count no channels, although they are as large as a dimension.
     """
     flow = Flow(model)
     for graph in (*graphs, *training):
@@ -84,7 +86,7 @@ def from_graphs(
     couple(flow.space, *seen, couplings)
     components = flow.space.components()
     groups = grouped(flow.parameters, components, flow.roles())
-    sizes, ways = bindings(*seen, components), couplable(*seen, flow.space, components)
+    sizes, ways = bindings(*seen, components, constants), couplable(*seen, flow.space, components)
     return ChannelGroups(
         model, graphs, flow.labels, components, groups, _dead(graphs, model), bool(training), sizes, couplable=ways,
         scales=scales,

@@ -4,7 +4,8 @@ The graph shows the sizes of one trace; a user's code may hold some of them as c
 `x.view(b, 8, 64)`) or take them from another tensor's shape. All groups are cut in a copy at once; where its forward
 fails inside a module whose code may take one size from another, those sizes are tied in modules of that class (see
 `coupling`); where it computes something else, numbers are looked for that the code computes from sizes (see `scales`);
-where neither helps, what fails is found by halving, and kept whole.
+where neither helps, what fails is found by halving. It is kept whole, unless it passes once an attribute stays that was
+taken to count channels, as it is as large by coincidence.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
+
 from secateur.compress.channel_map import remove_modules
 from secateur.compress.dataflow.attempt import Attempts, Failure, difference, kind_of, outputs, tolerance
+from secateur.compress.dataflow.attributes import Constant, constant_of
 from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.coupling import Coupling
 from secateur.compress.dataflow.groups import Groups
 from secateur.compress.dataflow.scales import Scale
 
-Walk = Callable[[Collection[Coupling], Sequence[Scale]], ChannelGroups]
-"""The groups, with the sizes in the code of some module classes coupled, and numbers that follow sizes."""
+Walk = Callable[[Collection[Coupling], Sequence[Scale], Collection[Constant]], ChannelGroups]
+"""The groups, with the sizes in the code of some module classes coupled, numbers that follow sizes, and attributes that
+count no channels."""
 
 
 def settle(walk: Walk, inputs: Any, tasks: Sequence[str]) -> ChannelGroups:
@@ -49,22 +54,26 @@ def _coupled(walk: Walk, inputs: Any, tasks: Sequence[str]) -> tuple[ChannelGrou
             state, bad = better, {}
         else:
             gone, why = _failing(state.groups, state.attempts, state.rest(bad), failure)
-            bad |= dict.fromkeys(gone, str(why))
+            if (freed := _freed(state, gone)) is not None:
+                state, bad = freed, {}
+            else:
+                bad |= dict.fromkeys(gone, str(why))
     return state.groups, bad
 
 
 @dataclass
 class _Trial:
-    """The groups of a model with some module classes coupled, and trial cuts of them."""
+    """The groups of a model with some module classes coupled and some attributes constant, and trial cuts of them."""
 
     walk: Walk
     inputs: Any
     tasks: Sequence[str]
     couplings: frozenset[Coupling] = frozenset()
     scales: tuple[Scale, ...] = ()
+    constants: frozenset[Constant] = frozenset()
 
     def __post_init__(self) -> None:
-        self.groups = self.walk(self.couplings, self.scales)
+        self.groups = self.walk(self.couplings, self.scales, self.constants)
         self._looked = False
         self.attempts = Attempts(self.groups, self.inputs, self.tasks)
 
@@ -112,6 +121,18 @@ def _better(state: _Trial, failure: Failure, bad: Collection[str]) -> _Trial | N
             found.append((ends, trial.reach, trial.places, trial))
         if found:
             return max(found, key=itemgetter(0, 1, 2))[3]
+    return None
+
+
+def _freed(state: _Trial, names: Sequence[str]) -> _Trial | None:
+    """With an attribute constant that was taken to count channels of these groups, if they then pass."""
+    groups = state.groups
+    gone = groups.components.closure(np.concatenate([groups[name].components for name in names]))
+    bound = [binding for binding in groups.bindings if np.isin(binding.components, gone).any()]
+    for constant in dict.fromkeys(constant_of(binding, groups.model) for binding in bound):
+        trial = replace(state, constants=state.constants | {constant})
+        if trial.attempts(names) is None:
+            return trial
     return None
 
 

@@ -34,6 +34,21 @@ def scatter(x: Tensor) -> Tensor:
     return x
 
 
+def first_line_zero(x: Tensor) -> Tensor:
+    x = x * 1.0
+    x[:, :, 0] = 0
+    return x
+
+
+def stacked(x: Tensor) -> Tensor:
+    return torch.vstack([torch.hstack([x, x.sin()])]) + torch.dstack([x, x])[:, :, :SIZE].repeat(1, 2, 1, 1)
+
+
+def blur(x: Tensor) -> Tensor:
+    kernel = torch.tensor([1.0, 2.0, 1.0]).view(1, 1, 1, 3).repeat(x.shape[1], 1, 1, 1)
+    return F.conv2d(x, kernel, groups=x.shape[1])
+
+
 def ones(x: Tensor) -> Tensor:
     return torch.ones(1, SIZE**2, SIZE**2).expand(len(x), -1, -1)
 
@@ -52,7 +67,15 @@ CASES: dict[str, Callable[[int], Middle]] = {
     "rms_norm": lambda c: LastDimension(nn.RMSNorm(c)),
     "along_a_dimension": lambda c: words,
     "reduction": lambda c: lambda x: x * x.mean(1, keepdim=True) + x.amax((2, 3), keepdim=True),
-    "positions": lambda c: lambda x: x * (x.argmax(3, keepdim=True) + 1),
+    "pick": lambda c: lambda x: x * (x.argmax(3, True) + 1) + x.median(2, True)[0] + x.quantile(0.5, 3, True),
+    "ordered": lambda c: lambda x: x.topk(2, 3)[0].sort(2)[0] + x.cummax(3)[0][..., :2],
+    "gather": lambda c: lambda x: x.gather(2, x.argsort(2)) + x.gather(3, x.mean(1, True).argsort(3).expand_as(x)),
+    "scatter": lambda c: lambda x: x.scatter_add(2, x[:, :, :2].argsort(2), x[:, :, 2:4]),
+    "select_scatter": lambda c: first_line_zero,
+    "cat_along": lambda c: stacked,
+    "outer": lambda c: lambda x: x * torch.outer(x[0].mean((1, 2)), torch.arange(6.0))[None, :, None],
+    "tensordot": lambda c: Contracted(c),
+    "convolution, one kernel for all": lambda c: blur,
     "spatial": lambda c: lambda x: F.interpolate(F.max_pool2d(x, 2), scale_factor=2, mode="bilinear"),
     "grid_sample": lambda c: lambda x: F.grid_sample(x, torch.zeros(len(x), 4, 4, 2), align_corners=False),
     "pad": lambda c: lambda x: F.pad(x, (1, 1, 0, 1, 2, 1)),
@@ -108,8 +131,17 @@ CASES: dict[str, Callable[[int], Middle]] = {
 ELSEWHERE = {"routed_experts"}
 """Rules with test files of their own."""
 
-WHOLE = {"complex_numbers", "positions"}
+WHOLE = {"complex_numbers"}
 """Rules whose case leaves no prunable stem."""
+
+
+class Contracted(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensordot(x, self.weight, dims=([1], [0])).movedim(-1, 1)
 
 
 class LastDimension(nn.Module):

@@ -207,3 +207,47 @@ def test_a_weight_that_needs_two_inputs_is_cut_to_more_than_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), Standardised(48, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     groups = trace(model.eval(), torch.randn(1, 3, 8, 8))
     assert groups["0"].prunable, groups["0"].why_not
+
+
+@pytest.mark.parametrize("how", ["assert", "raise"])
+def test_a_width_that_is_only_checked_can_be_cut(how: str) -> None:
+    class Checks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dim, self.proj = 15, nn.Linear(15, 15)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "assert":
+                assert x.shape[-1] == self.dim, "another width"
+            elif x.size(-1) != self.dim:
+                raise ValueError("another width")
+            return self.proj(x)
+
+    groups = trace_quietly(Around(Checks).eval(), torch.randn(2, TOKENS, 4))
+    assert [group.channels for group in groups.prunable] == [15]
+    small = groups.cut({groups.prunable[0].name: [0, 3, 4]})
+    assert small.block.dim == 3
+
+
+def test_a_number_that_is_as_large_as_a_width_by_coincidence_stays() -> None:
+    """Frames of a clip that are shifted (Lin et al., TSM, ICCV 2019): 8 of them, as many as channels."""
+
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.segments = 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            count, c, h, w = x.shape
+            x = x.view(count // self.segments, self.segments, c, h, w)
+            return torch.cat([x[:, 1:], x[:, :1]], 1).view(count, c, h, w)
+
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Shift(), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    inputs = torch.randn(16, 3, 5, 5)
+    groups = trace_quietly(model, inputs)
+    assert [group.channels for group in groups.prunable] == [8]
+    keep = {"0": [1, 2, 5]}
+    small = groups.cut(keep)
+    assert small[1].segments == 8
+    assert_same(outputs(small, inputs), masked_outputs(groups, keep, inputs))

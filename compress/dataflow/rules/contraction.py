@@ -23,6 +23,8 @@ def convolution(op: Op) -> Labels:
     _fix_all_but(op, weight, (0, 1), "kernel size")
     produced = weight.get(0)
     op.weight("weight", makes=[0], reads=[1])
+    if produced is None and groups == op.shape[1] and op.is_spread("weight", 0):
+        produced = x.get(1)  # one kernel for all channels, as a blur has
     _tie_bias(op, produced)
     if groups == 1:
         op.tie(x.get(1), weight.get(1))
@@ -104,6 +106,28 @@ def with_vector(op: Op) -> Labels:
         return refuse(op)
     op.tie(op.labels(left).get(last), op.labels(right).get(0))
     return {dim: channels for dim, channels in op.labels(left).items() if dim != last}
+
+
+@rule("outer", "ger")
+def outer(op: Op) -> Labels:
+    """[M], [N] → [M, N]."""
+    return {place: op.labels(node)[0] for place, node in enumerate(op.node.args[:2]) if 0 in op.labels(node)}  # type: ignore[arg-type]
+
+
+@rule("tensordot")
+def tensordot(op: Op) -> Labels:
+    """The listed dimensions are contracted; those of the first operand that are left stand before the second's."""
+    result, place = Labels(), 0
+    sides = [(name, [int(dim) % len(op.shape_of(name)) for dim in op[f"dims_{name}"]]) for name in ("self", "other")]
+    for one, other in zip(*(dims for _, dims in sides), strict=True):
+        op.tie(op.labels("self").get(one), op.labels("other").get(other))
+    for name, contracted in sides:
+        left = [dim for dim in range(len(op.shape_of(name))) if dim not in contracted]
+        if _is_parameter(op[name]):
+            op.weight(name, makes=left, reads=contracted)
+        result |= {place + at: op.labels(name)[dim] for at, dim in enumerate(left) if dim in op.labels(name)}
+        place += len(left)
+    return result
 
 
 @rule("addmm", "baddbmm")

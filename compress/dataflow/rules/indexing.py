@@ -32,6 +32,47 @@ def index_select(op: Op) -> Labels:
     return _all_but(op, {op.dim("dim", "self")}, "picked by index")
 
 
+@rule("gather")
+def gather(op: Op) -> Labels:
+    """Indices along one dimension, for every place of the others."""
+    dim = op.dim("dim", "self")
+    result = _all_but(op, {dim}, "picked by index")
+    _tie_places(op, result, "index", dim)
+    return result | ({dim: op.labels("index")[dim]} if dim in op.labels("index") else {})
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(op: Op) -> Labels:
+    """Values are put where indices along one dimension say, for every place of the others."""
+    dim = op.dim("dim", "self")
+    result = _all_but(op, {dim}, "replaced by index")
+    for name in ("index", "src"):
+        op.fix(op.labels(name).get(dim), "replaced by index")
+        _tie_places(op, result, name, dim)
+    return result
+
+
+def _tie_places(op: Op, labels: Labels, name: str, along: int) -> None:
+    """Tie an operand's dimensions to those of the tensor that it goes along with, but for one."""
+    other = op.labels(name)
+    for dim, size in enumerate(op.shape_of(name)):
+        if dim == along or op.is_spread(name, dim):
+            continue
+        if size == op.shape_of("self")[dim]:
+            op.tie(labels.get(dim), other.get(dim))
+        else:
+            for channels in (labels.get(dim), other.get(dim)):
+                op.fix(channels, "some of its places only")
+
+
+@rule("topk", "sort", "argsort", "msort", "cummax", "cummin")
+def ordered(op: Op) -> Labels | list[Labels]:
+    """Values in another order, their positions, or both."""
+    along = op.dim("dim", "self") if "dim" in op.args else 0
+    result = _all_but(op, {along}, "positions are picked")
+    return [result] * op.returns if op.returns > 1 else result
+
+
 @rule("unfold")
 def unfold(op: Op) -> Labels:
     """Windows over one dimension, their places in a new last one."""

@@ -54,7 +54,7 @@ def weight_norm(op: Op) -> Labels:
     return labels
 
 
-@rule("softmax", "log_softmax", "normalize", "cumsum", counting=True)
+@rule("softmax", "log_softmax", "normalize", "cumsum", "cumprod", "logcumsumexp", counting=True)
 def along_a_dimension(op: Op) -> Labels:
     """The result has the shape of the input; every channel sees the others of its dimension, order included."""
     return op.labels("self")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch.fx import Node
-
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 from secateur.compress.dataflow.space import Channels
-from secateur.profiles.graph import op_name, shape
 
 
 @rule(
@@ -34,7 +31,7 @@ def _tie_dimension(op: Op, dim: int, size: int) -> Channels | None:
         if own < 0:
             continue
         label = op.labels(node).get(own)
-        if label is None and _is_spread(node, own):
+        if label is None and op.is_spread(node, own):
             continue
         if op.shape_of(node)[own] == size:
             spanning.append(label)
@@ -48,15 +45,6 @@ def _tie_dimension(op: Op, dim: int, size: int) -> Channels | None:
     for other in labels[1:]:
         op.space.tie(labels[0], other)
     return labels[0] if labels else None
-
-
-def _is_spread(node: Node, dim: int) -> bool:
-    """Whether a tensor is one value over a dimension (`norm.expand(shape)`), so that any of its channels may go."""
-    if op_name(node) not in ("expand", "expand_as", "broadcast_to"):
-        return False
-    source = node.all_input_nodes[0]
-    own = dim - len(shape(node)) + len(shape(source))
-    return own < 0 or shape(source)[own] == 1
 
 
 @rule("prelu")

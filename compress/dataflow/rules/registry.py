@@ -23,6 +23,9 @@ from secateur.profiles.graph import module_path, op_name, shape
 Labels = dict[int, Channels]
 """dimension → its channels; dimensions that are not listed have a fixed size."""
 
+SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "repeat", "tile"))
+"""Ops that give a dimension of one value any size."""
+
 Rule = Callable[["Op"], "Labels | list[Labels]"]
 _RULES: dict[str, Rule] = {}
 _COUNTING: set[str] = set()
@@ -96,6 +99,15 @@ class Op:
     def shape_of(self, argument: str | Node) -> tuple[int, ...]:
         node = self.args[argument] if isinstance(argument, str) else argument
         return shape(node) if isinstance(node, Node) else ()
+
+    def is_spread(self, argument: str | Node, dim: int) -> bool:
+        """Whether a tensor is one value over a dimension (`norm.expand(shape)`), so that any of its channels may go."""
+        node = self.args[argument] if isinstance(argument, str) else argument
+        if not isinstance(node, Node) or op_name(node) not in SPREADING:
+            return False
+        source = node.all_input_nodes[0]
+        own = dim - len(shape(node)) + len(shape(source))
+        return own < 0 or shape(source)[own] == 1
 
     def dim(self, name: str, of: str | Node) -> int:
         """A dimension argument, counted from the front."""

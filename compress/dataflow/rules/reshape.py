@@ -184,8 +184,19 @@ def repeat_interleave(op: Op) -> Labels:
 @rule("cat", "concat", "concatenate")
 def cat(op: Op) -> Labels:
     """Along `dim` the channels stand one after another; elsewhere they are the same."""
-    tensors = op["tensors"]
-    dim, result = op.dim("dim", tensors[0]), Labels()
+    return _one_after_another(op, op.dim("dim", op["tensors"][0]))
+
+
+@rule("hstack", "vstack", "dstack")
+def cat_along(op: Op) -> Labels:
+    """cat along a dimension that the op's name says; of tensors with fewer dimensions it is something else."""
+    dim = ("vstack", "hstack", "dstack").index(op.name)
+    enough = all(len(op.shape_of(node)) > max(dim, 1) for node in op["tensors"])
+    return _one_after_another(op, dim) if enough else refuse(op)
+
+
+def _one_after_another(op: Op, dim: int) -> Labels:
+    tensors, result = op["tensors"], Labels()
     if any(dim in op.labels(node) for node in tensors):
         parts = [
             op.labels(node).get(dim, op.space.fixed(op.shape_of(node)[dim], f"fixed input of {op.where}"))
@@ -275,6 +286,18 @@ def slice_scatter(op: Op) -> Labels:
         own = labels.get(other)
         op.tie(own[replaced] if other == dim and own is not None else own, part.get(other))
     return labels
+
+
+@rule("select_scatter")
+def select_scatter(op: Op) -> Labels:
+    """`self` with one index of a dimension replaced by `src`."""
+    labels, part, dim = op.labels("self"), op.labels("src"), op.dim("dim", "self")
+    op.fix(labels.get(dim), "one index is replaced")
+    rest = [other for other in range(len(op.shape)) if other != dim]
+    for place, other in enumerate(rest):
+        if not op.is_spread("src", place):
+            op.tie(labels.get(other), part.get(place))
+    return {other: labels[other] for other in rest if other in labels}
 
 
 @rule("select")
