@@ -273,7 +273,8 @@ def _checked(
     """The attributes, of those that are not bound, that code compares with the size of what its module is given."""
     cuttable, known = _cuttable(components), {(binding.module, binding.attribute) for binding in bound}
     for path, module in model.named_modules():
-        if checked := _uses(type(module)).checked:
+        kind: Any = type(module)
+        if checked := _uses(kind).checked:
             tensors = [labels.get(node) for graph in graphs for node in given(path, graph)]
             arrays = [[components.of[dims[dim]] for dim in sorted(dims)] for dims in tensors if isinstance(dims, dict)]
             for binding in _bind(path, module, _by_size(arrays, cuttable)):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.compress.channel_map import ChannelMap
+from secateur.compress.least_squares import least_squares
 from secateur.compress.pagcp.windows import Rows, observe, readable
+from secateur.core.modes import averaging
 from secateur.core.predict import batch_size, evaluating, predict
 from secateur.core.task import Batch, Task
 
@@ -72,7 +74,7 @@ def _solve(
     if any(len(x) != len(y) for x, y in zip(inputs, outputs, strict=True)):
         return
     weight, shift = least_squares(
-        torch.cat(list(inputs)), torch.cat(list(outputs)), layer.weight.flatten(1), layer.bias
+        torch.cat(list(inputs)), torch.cat(list(outputs)), layer.weight.flatten(1), layer.bias, RIDGE
     )
     with torch.no_grad():
         layer.weight.copy_(weight.reshape(layer.weight.shape))
@@ -80,36 +82,15 @@ def _solve(
             layer.bias.copy_(shift)
 
 
-def least_squares(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The weight [out, in], near the given one, and the bias, with which x [n, in] gives y [n, out]."""
-    x, y, start = x.double(), y.double(), weight.detach().double()
-    x_mean = x.mean(0) if bias is not None else torch.zeros_like(x[0])
-    y_mean = y.mean(0) if bias is not None else torch.zeros_like(y[0])
-    x, y = x - x_mean, y - y_mean
-    gram = x.T @ x
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-    step = torch.linalg.solve(
-        gram + ridge * torch.eye(len(gram), dtype=x.dtype, device=x.device), x.T @ (y - x @ start.T)
-    )
-    found = start + step.T
-    shift = (y_mean - found @ x_mean).to(weight.dtype) if bias is not None else None
-    return found.to(weight.dtype), shift
-
-
 def estimate_statistics(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -> None:
     """The running statistics of batch norms as the mean over batches; everything else runs in evaluation mode. Norms
     that do not run there, and those that see a single value for each channel, keep theirs."""
     norms = _that_see_several(model, batches, tasks)
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
+    with evaluating(model), averaging(norms):
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
         for inputs, _ in batches:
             predict(model, inputs, tasks)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def _that_see_several(model: nn.Module, batches: Sequence[Batch], tasks: Sequence[Task]) -> list[_BatchNorm]:

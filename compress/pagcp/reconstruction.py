@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups
+from secateur.compress.least_squares import damped
 from secateur.compress.pagcp.windows import Rows, observe, readable
 from secateur.core.task import Batch, Task
 
@@ -76,8 +77,7 @@ def _in_shares(gram: Tensor) -> Tensor:
 def removal_order(gram: Tensor) -> Tensor:
     """For each channel, how many were taken out before it."""
     count = len(gram)
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(count, dtype=gram.dtype)
-    inverse, scales = torch.linalg.inv(gram + ridge), torch.ones(count, dtype=gram.dtype)
+    inverse, scales = torch.linalg.inv(damped(gram, RIDGE)), torch.ones(count, dtype=gram.dtype)
     left, order = torch.ones(count, dtype=torch.bool), torch.zeros(count)
     for place in range(count):
         cost = (scales.square() / inverse.diagonal().clamp_min(1e-18)).masked_fill(~left, float("inf"))

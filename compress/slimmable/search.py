@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.elastic.choose import AUGMENTATION
 from secateur.core.elastic.table import Floats
 
 Row = tuple[int, ...]
@@ -135,7 +136,7 @@ def _proposals(
         winners = []
         for budget in budgets:
             for preference in preferences:
-                regret = (preference * (1 - q)).max(1) + 0.01 * (preference * (1 - q)).sum(1)
+                regret = (preference * (1 - q)).max(1) + AUGMENTATION * (preference * (1 - q)).sum(1)
                 order = np.argsort(np.where(cost <= budget * (1 + 1e-9), regret, np.inf))
                 winners += [pool[i] for i in order[:1] if cost[i] <= budget * (1 + 1e-9)]
         best = list(dict.fromkeys(winners))

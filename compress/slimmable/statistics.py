@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.compress.slimmable.elastic import ElasticModel, Subnet
 from secateur.compress.slimmable.space import Configuration
+from secateur.core.modes import averaging
 from secateur.core.predict import predict
 from secateur.core.task import Batch, Task
 
@@ -51,18 +52,10 @@ def recalibrated(
         return {}
     fresh = {f"{path}.{name}": _blank(subnet.tensors[f"{path}.{name}"], name) for path in paths for name in BUFFERS}
     subnet = Subnet(subnet.skeleton, {**subnet.tensors, **fresh})
-    layers = [subnet.skeleton.get_submodule(path) for path in paths]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.train()
-        layer.momentum = None  # type: ignore[assignment]  # a cumulative average
-    try:
+    layers = [layer for path in paths if isinstance(layer := subnet.skeleton.get_submodule(path), _BatchNorm)]
+    with averaging(layers):
         for batch in inputs:
             predict(subnet, batch, tasks)  # type: ignore[arg-type]
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.eval()
-            layer.momentum = momentum
     return fresh
 
 

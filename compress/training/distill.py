@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.compress.least_squares import least_squares
 from secateur.compress.recording import recording
 from secateur.core.predict import as_args, evaluating, pick_tasks, takes_task
 from secateur.core.task import Task
@@ -67,11 +68,8 @@ def _different(one: torch.Size, other: torch.Size) -> int | None:
 
 def _fit(student: Tensor, teacher: Tensor) -> Tensor:
     """The matrix [student's channels, teacher's] of the least squares from samples [n, channels]."""
-    x, y = student.double(), teacher.double()
-    gram = x.T @ x
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    solved: Tensor = torch.linalg.solve(gram + ridge, x.T @ y)
-    return solved.float()
+    weight, _ = least_squares(student, teacher, student.new_zeros(teacher.shape[1], student.shape[1]), None, RIDGE)
+    return weight.T.float()
 
 
 def shared_points(student: nn.Module, teacher: nn.Module, inputs: Any, tasks: Sequence[Task]) -> tuple[str, ...]:

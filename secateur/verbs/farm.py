@@ -179,8 +179,8 @@ def _exported(
             refused[name] = error
     if not models:
         raise next(iter(refused.values()))
-    for name, error in refused.items():
-        warnings.warn(f"{name} is not measured: {error.message}", stacklevel=3)
+    for name, why in refused.items():
+        warnings.warn(f"{name} is not measured: {why.message}", stacklevel=3)
     return list(models.values()), refused
 
 

@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from secateur.compress.dataflow.space import Channels, Space
 from secateur.profiles.graph import module_path, op_name, shape
+from secateur.profiles.macs import arguments
 
 Labels = dict[int, Channels]
 """dimension → its channels; dimensions that are not listed have a fixed size."""
@@ -144,10 +145,8 @@ class Op:
 
 
 def _named_arguments(node: Node) -> dict[str, Any]:
+    """With those left at their defaults; the first tensor is `self`, as most schemas call it."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return dict(enumerate(node.args)) | dict(node.kwargs)  # type: ignore[return-value]
-    arguments = {}
-    for index, argument in enumerate(node.target._schema.arguments):
-        value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-        arguments["self" if argument.name == "input" else argument.name] = value
-    return arguments
+    defaults = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    return {"self" if name == "input" else name: value for name, value in (defaults | arguments(node)).items()}

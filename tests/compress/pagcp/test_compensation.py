@@ -13,13 +13,9 @@ from torch import nn
 
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.dataflow import trace
+from secateur.compress.least_squares import least_squares
 from secateur.compress.pagcp import prune
-from secateur.compress.pagcp.compensation import (
-    compensate,
-    estimate_statistics,
-    least_squares,
-    solve_readers,
-)
+from secateur.compress.pagcp.compensation import compensate, estimate_statistics, solve_readers
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.task import Workload
 
@@ -66,7 +62,7 @@ def test_least_squares_stay_near_the_weights_where_the_data_do_not_say() -> None
     x = torch.randn(300, 4, generator=draw)
     x[:, 3] = 0
     truth = torch.tensor([[1.0, -2.0, 0.5, 0.0]])
-    weight, bias = least_squares(x, x @ truth.T + 3, torch.tensor([[0.0, 0.0, 0.0, 7.0]]), torch.zeros(1))
+    weight, bias = least_squares(x, x @ truth.T + 3, torch.tensor([[0.0, 0.0, 0.0, 7.0]]), torch.zeros(1), 0.01)
     assert bias is not None
     torch.testing.assert_close(weight, torch.tensor([[1.0, -2.0, 0.5, 7.0]]), rtol=2e-2, atol=1e-3)
     assert float(bias) == pytest.approx(3, abs=2e-2)
