@@ -19,9 +19,22 @@ from secateur.core import machine
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.bundle import Bundle, CostsEntry, Manifest, OnTarget, Point, TaskEntry, new_bundle
 from secateur.core.costs import Costs
+from secateur.core.device import device_of
 from secateur.core.errors import BundleError
 from secateur.core.files import canonical_json
 from secateur.core.task import Workload
+
+
+@dataclass(frozen=True)
+class Start:
+    """A compressed model that is compressed further, and how it was cut from the workload's own one."""
+
+    model: nn.Module
+    channels: ChannelMap
+
+    def beside(self, model: nn.Module) -> Start:
+        """A copy on the device of another model."""
+        return Start(copy.deepcopy(self.model).to(device_of(model)), self.channels)
 
 
 @dataclass(frozen=True)

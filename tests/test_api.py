@@ -53,6 +53,28 @@ def test_prune_in_place_makes_the_users_model_the_result() -> None:
     assert torch.equal(outputs(result.workload.model), whole)
 
 
+def test_what_was_pruned_is_pruned_further(pruned: sc.Compressed, bundle: sc.Bundle, tmp_path: Path) -> None:
+    """From memory or from a bundle: limits and metrics refer to the original, and one cut of the user's class does it
+    all."""
+    further = sc.prune(pruned, "flops<=40%", "95%", settings=replace(SETTINGS, rounds=1))
+    assert further.costs_before == pruned.costs_before
+    assert further.metrics_before == pytest.approx(pruned.metrics_before)
+    assert further.costs.flops <= 0.4 * pruned.costs_before.flops < pruned.costs.flops
+    model = sc.load(further.save(tmp_path / "further")).model(TwoHeads)
+    assert torch.equal(outputs(model), outputs(further.model))
+    small = {name: tensor.shape for name, tensor in further.model.state_dict().items()}
+    large = {name: tensor.shape for name, tensor in pruned.model.state_dict().items()}
+    assert all(a <= b for name in small for a, b in zip(small[name], large[name], strict=True))
+    with pytest.raises(WorkloadError, match="does not say where its workload is"):
+        sc.prune(bundle, "flops<=40%")
+
+
+def test_a_limit_that_the_start_meets_costs_nothing_more(pruned: sc.Compressed) -> None:
+    again = sc.prune(pruned, "flops<=90%", "95%", settings=replace(SETTINGS, rounds=1))
+    assert again.costs == pruned.costs
+    assert torch.equal(outputs(again.model), outputs(pruned.model))
+
+
 def test_a_state_folder_goes_when_the_run_is_done(tmp_path: Path) -> None:
     sc.prune(pair(), "flops<=90%", "90%", settings=replace(SETTINGS, rounds=1), state=tmp_path / "state")
     assert not (tmp_path / "state").exists()

@@ -51,11 +51,13 @@ def round_limits(
 
 
 def step_limits(budget: Budget, share: float, start: Costs, before: Costs) -> list[Limit]:
-    """Limits at a share of the way from costs to the budget, in geometric steps; relative to `before`."""
+    """Limits at a share of the way from costs to the budget, in geometric steps, relative to `before`; what is met
+    already is limited by the budget itself."""
     found = []
     for limit in budget.limits:
         reached, original = figure(limit.kind, start, before)
-        found.append(_limit(limit.kind, min(limit.absolute(original) / reached, 1.0) ** share * (reached / original)))
+        step = max(limit.absolute(original), reached * min(limit.absolute(original) / reached, 1.0) ** share)
+        found.append(_limit(limit.kind, step / original))
     return found
 
 

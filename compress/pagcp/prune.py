@@ -18,7 +18,7 @@ from torch import nn
 
 from secateur.compress import ranks
 from secateur.compress.channel_map import ChannelMap
-from secateur.compress.compressed import Compressed, CompressedPoint
+from secateur.compress.compressed import Compressed, CompressedPoint, Start
 from secateur.compress.dataflow import trace
 from secateur.compress.finetune import finetune
 from secateur.compress.journal import Journal
@@ -51,6 +51,7 @@ def prune(
     resume: bool = False,
     loop: Loop | None = None,
     before: Costs | None = None,
+    start: Start | None = None,
 ) -> Compressed:
     """Prune a workload's model to a budget. The workload's own model is not changed.
 
@@ -62,14 +63,16 @@ def prune(
         state: folder in which finished steps are kept; a killed run resumes from it and ends in the same result. It
             stays until the caller has put the result in a safe place, and removes it.
         loop: the target that limits on latency and energy refer to.
-        before: costs that relative limits refer to, where the model is itself a compressed one.
+        before: costs that relative limits refer to, where the workload's model is itself a compressed one.
+        start: the model that is pruned, where it is the workload's own one compressed; limits and drops still refer to
+            that, the tolerances of single decisions to the start.
 
     Raises:
         BudgetError, ModelError, DataError: wrong input, found before any long work.
     """
     started = time.monotonic()
     budget, settings = with_front(budget, settings or Settings())
-    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed, loop, before)
+    run = _Run(workload, budget, tolerance or Tolerance(), settings, seed, loop, before, start)
     journal = Journal(state, run.identity(), resume=resume)
     run.judge = Judge(run.loop, run.before, journal)
     with ranks.joined():
@@ -84,7 +87,7 @@ def prune(
 class _Run:
     def __init__(
         self, workload: Workload, budget: Budget, tolerance: Tolerance, settings: Settings, seed: int,
-        loop: Loop | None, before: Costs | None,
+        loop: Loop | None, before: Costs | None, start: Start | None,
     ) -> None:  # fmt: skip
         self.workload, self.budget, self.tolerance, self.settings, self.seed, self.loop = (
             workload, budget, tolerance, settings, seed, loop if budget.on_target else None,
@@ -96,20 +99,23 @@ class _Run:
         saliency.find(settings.saliency)
         _check_budget(budget, settings, loop)
         check(workload)
-        self.start = self._costs(workload.model)
-        self.before = before or self.start
+        self.begun, self.start = start, start or Start(workload.model, ChannelMap())
+        self.costs_at_start = self._costs(self.start.model)
+        self.before = before or (self._costs(workload.model) if start else self.costs_at_start)
         check_front(budget, settings.front, self.before)
 
     def points(self, journal: Journal) -> tuple[list[CompressedPoint], dict[str, float]]:
         """All rounds: (points from large to small, metrics before)."""
         workload = self.workload
         metrics_before = self._metrics(journal, "before", workload.model)
-        model, channels, points = copy.deepcopy(workload.model).eval(), ChannelMap(), list[CompressedPoint]()
+        model, channels = copy.deepcopy(self.start.model).eval(), self.start.channels
+        points = list[CompressedPoint]()
         if self.settings.remove_dead:
-            channels = trace(model, workload.example_input, workload.task_names).channel_map({}, remove_dead=True)
-            channels.apply(model)
+            dead = trace(model, workload.example_input, workload.task_names).channel_map({}, remove_dead=True)
+            dead.apply(model)
+            channels = channels.then(dead)
         for number in range(self.settings.rounds):
-            limits = round_limits(self.budget, self.settings, number, self.before, self.start)
+            limits = round_limits(self.budget, self.settings, number, self.before, self.costs_at_start)
             channels = channels.then(self._prune(journal, model, number, limits))
             if further := self._missed(model, number):
                 channels = channels.then(self._prune(journal, model, number, further, "/correction"))
@@ -203,6 +209,7 @@ class _Run:
             "method": "pagcp", "budget": str(self.budget), "drop": str(self.tolerance), "seed": self.seed,
             "settings": self.settings.as_json(), "model": fingerprint(self.workload.model),
             "target": told_apart(self.loop, self.before),
+            **({"start": fingerprint(self.start.model)} if self.begun else {}),
         }  # fmt: skip
 
 

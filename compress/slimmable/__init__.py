@@ -2,6 +2,6 @@
 
 from secateur.compress.slimmable.result import Elastic, judged_point, load_elastic, static_model
 from secateur.compress.slimmable.settings import Settings
-from secateur.compress.slimmable.slim import Start, slim
+from secateur.compress.slimmable.slim import slim
 
-__all__ = ["Elastic", "Settings", "Start", "judged_point", "load_elastic", "slim", "static_model"]
+__all__ = ["Elastic", "Settings", "judged_point", "load_elastic", "slim", "static_model"]

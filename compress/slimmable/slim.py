@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from secateur.compress import ranks
 from secateur.compress.channel_map import ChannelMap
-from secateur.compress.compressed import CompressedPoint
+from secateur.compress.compressed import CompressedPoint, Start
 from secateur.compress.dataflow import trace
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.journal import Journal
@@ -38,14 +36,6 @@ from secateur.core.predict import check, evaluate
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload
 from secateur.profiles.count import count
-
-
-@dataclass(frozen=True)
-class Start:
-    """A compressed model, and how it was cut from the workload's own one."""
-
-    model: nn.Module
-    channels: ChannelMap
 
 
 def slim(

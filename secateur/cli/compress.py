@@ -175,11 +175,11 @@ def prune_work(
     """Prune a workload's model into a bundle; `settings` as `secateur.verbs.prune.settings_of` takes them."""
     from secateur.api import compress_to_bundle
     from secateur.verbs.prune import settings_of
-    from secateur.verbs.sources import find_workload
+    from secateur.verbs.sources import named
 
-    found = find_workload(workload)
+    found, name = named(workload)
     return compress_to_bundle(
-        found, output or RUNS / f"{file_name(found.name)}-pagcp", budget, drop, settings=settings_of(None, **settings),
+        found, output or RUNS / f"{file_name(name)}-pagcp", budget, drop, settings=settings_of(None, **settings),
         targets=targets, seed=seed, device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import typer
 RUNS = Path("runs")
 """Where bundles go that are given no path."""
 WorkloadName = Annotated[
-    str, typer.Argument(metavar="WORKLOAD", help="scenes, digits, multifashion, or package.module:function.")
+    str, typer.Argument(metavar="WORKLOAD", help="scenes, digits, multifashion, package.module:function, or a bundle.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that compress wrote.")]
 WorkloadOption = Annotated[

@@ -47,10 +47,9 @@ def slim_work(
     from secateur.compress.slimmable import Settings
     from secateur.verbs.changes import changed
     from secateur.verbs.slim import slim_to_bundle
-    from secateur.verbs.sources import find_workload, looks_like_bundle
+    from secateur.verbs.sources import named
 
-    found = workload if looks_like_bundle(workload) else find_workload(workload)
-    name = Path(found).name if isinstance(found, str) else found.name
+    found, name = named(workload)
     settings = changed(Settings(), more, widths=_shares(widths), epochs=epochs)
     return slim_to_bundle(
         found, output or RUNS / f"{file_name(name)}-slimmable", settings=settings, targets=targets, layout=layout,

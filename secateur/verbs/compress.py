@@ -25,12 +25,12 @@ from secateur.verbs.complete import complete
 from secateur.verbs.hardware import hardware_for, loop_for
 from secateur.verbs.measure import places
 from secateur.verbs.prune import AnyBudget, AnyDrop
-from secateur.verbs.sources import AnyWorkload, find_workload
+from secateur.verbs.sources import AnyStart, AnyWorkload, find_workload, started_from
 from secateur.verbs.staging import BUNDLE, dropped_if_hopeless, finish, reserved
 
 
 def compress_to_bundle(
-    workload: AnyWorkload,
+    workload: AnyStart,
     output: str | os.PathLike[str],
     budget: AnyBudget = None,
     drop: AnyDrop = None,
@@ -46,6 +46,7 @@ def compress_to_bundle(
     """Compress a workload with PAGCP into a complete bundle.
 
     Args:
+        workload: or its reference; or what compression made of one, in memory or in a bundle, to be pruned further.
         output: folder of the bundle; nothing is written there before all is done.
         settings: of the pruning; see `secateur.compress.pagcp.Settings`.
         targets: on which original and compressed model are measured; limits on latency and energy refer to the first.
@@ -64,11 +65,16 @@ def compress_to_bundle(
     hardware = hardware_for(limits, targets)
     goal = with_front(limits, settings or pagcp.Settings())[0] or "the published schedule"
     what = f"compressing to {goal}, {tolerance} of each metric may be lost"
+    found, start = started_from(workload)
+
+    def compress(there: Workload, state: Path) -> Compressed:
+        return pagcp.prune(
+            there, limits, tolerance, settings, seed=seed, state=state, resume=resume,
+            loop=loop_for(hardware, there), start=start and start.beside(there.model),
+        )  # fmt: skip
+
     return staged(
-        workload, output, what,
-        lambda found, state: pagcp.prune(
-            found, limits, tolerance, settings, seed=seed, state=state, resume=resume, loop=loop_for(hardware, found)
-        ),
+        found, output, what, compress,
         targets=targets, device=device, resume=resume, force=force, command=command,
     )  # fmt: skip
 

@@ -16,14 +16,14 @@ from secateur.core.device import on_device
 from secateur.core.errors import BudgetError
 from secateur.core.task import Workload
 from secateur.verbs.changes import changed
-from secateur.verbs.sources import AnyWorkload, find_workload
+from secateur.verbs.sources import AnyStart, started_from
 
 AnyBudget = str | Iterable[str] | Budget | None
 AnyDrop = str | Iterable[str] | Mapping[str, str] | Tolerance | None
 
 
 def prune(
-    workload: AnyWorkload,
+    workload: AnyStart,
     budget: AnyBudget = None,
     drop: AnyDrop = None,
     *,
@@ -43,7 +43,8 @@ def prune(
     """Prune a model's channels to a budget with PAGCP, every task within its own tolerance.
 
     Args:
-        workload: or its reference: a built-in name or `package.module:function`.
+        workload: or its reference: a built-in name or `package.module:function`; or what compression made of one, in
+            memory or in a bundle: its chosen model is pruned further.
         budget: `"flops<=40%"`, or several; all must hold. Optional with `paper`.
         drop: allowed relative drop of the metrics: `"1%"`, `["1%", "depth=3%"]` or `{"*": "1%", "depth": "3%"}`.
         epochs: of fine-tuning, over all rounds.
@@ -64,9 +65,9 @@ def prune(
     """
     from secateur.verbs.hardware import hardware_for, loop_for
 
-    workload, folder = find_workload(workload), None if state is None else Path(state)
+    (found, start), folder = started_from(workload), None if state is None else Path(state)
     limits = Budget.parse(budget)
-    there = on_device(workload, device)
+    there = on_device(found, device)
     result = pagcp.prune(
         there,
         limits,
@@ -75,10 +76,11 @@ def prune(
         seed=seed,
         state=folder,
         resume=resume,
-        loop=loop_for(hardware_for(limits, target), workload),
-    ).on_cpu(on_device(workload, "cpu"))
+        loop=loop_for(hardware_for(limits, target), found),
+        start=start and start.beside(there.model),
+    ).on_cpu(on_device(found, "cpu"))
     if inplace:
-        _cut_inplace(workload, result)
+        _cut_inplace(found, result)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return result

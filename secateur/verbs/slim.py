@@ -5,7 +5,6 @@ Everything unfinished stands in `<output>.state` beside the output, from which a
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import warnings
@@ -19,12 +18,12 @@ import numpy as np
 import torch
 
 from secateur.compress import slimmable
-from secateur.compress.compressed import Compressed, channel_map_of
-from secateur.compress.slimmable import Elastic, Settings, Start, load_elastic
+from secateur.compress.compressed import Start
+from secateur.compress.slimmable import Elastic, Settings, load_elastic
 from secateur.compress.slimmable.export import Configurations
 from secateur.core import machine
 from secateur.core.bundle import Bundle, changed_bundle, check_output
-from secateur.core.device import device_of, on_device
+from secateur.core.device import on_device
 from secateur.core.elastic import Choice, Table
 from secateur.core.elastic.files import TABLE
 from secateur.core.errors import DeviceError, ExportError, OutputError, ParityError
@@ -46,22 +45,11 @@ from secateur.targets.registry import device_status
 from secateur.verbs.changes import changed
 from secateur.verbs.measure import Place, places
 from secateur.verbs.report import FILE, content_of
-from secateur.verbs.sources import (
-    AnyBundle,
-    AnyWorkload,
-    compressed_model,
-    find_workload,
-    looks_like_bundle,
-    open_bundle,
-    workload_of,
-)
+from secateur.verbs.sources import AnyBundle, AnyStart, AnyWorkload, open_bundle, started_from, workload_of
 from secateur.verbs.staging import BUNDLE, dropped_if_hopeless, finish, reserved
 
 FOLDER = "elastic"
 """Where a bundle keeps its elastic files."""
-
-
-AnyStart = AnyWorkload | AnyBundle | Compressed
 
 
 def slim(
@@ -104,20 +92,8 @@ def _trained(
 ) -> Elastic:
     """Made elastic on a device, and brought back to the CPU."""
     there = on_device(workload, device)
-    if start is not None:
-        start = replace(start, model=copy.deepcopy(start.model).to(device_of(there.model)))
+    start = start and start.beside(there.model)
     return slimmable.slim(there, settings, start=start, **options).on_cpu(on_device(workload, "cpu"))
-
-
-def started_from(given: AnyStart) -> tuple[Workload, Start | None]:
-    """A workload, and the compressed model of it that is to be made elastic, where one was given."""
-    if isinstance(given, Compressed):
-        return given.workload, Start(given.model, given.point.channel_map)
-    if isinstance(given, Workload) or not looks_like_bundle(given):
-        return find_workload(given), None  # type: ignore[arg-type]
-    bundle = open_bundle(given)
-    workload = workload_of(bundle)
-    return workload, Start(compressed_model(bundle, workload), channel_map_of(bundle))
 
 
 def slim_to_bundle(

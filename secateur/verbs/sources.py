@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from secateur.compress.compressed import load_model
+from secateur.compress.compressed import Compressed, Start, channel_map_of, load_model
 from secateur.compress.experts import twin as _stand_ins  # noqa: F401 - mixtures of experts can be traced from here on
 from secateur.core.bundle import Bundle, is_bundle
 from secateur.core.errors import WorkloadError
@@ -18,6 +18,7 @@ from secateur.workloads import workload as workload_by_name
 
 AnyBundle = Bundle | str | os.PathLike[str]
 AnyWorkload = Workload | str
+AnyStart = AnyWorkload | AnyBundle | Compressed
 
 
 def find_workload(given: AnyWorkload) -> Workload:
@@ -63,3 +64,26 @@ def workload_of(bundle: Bundle, workload: AnyWorkload | None = None) -> Workload
 def compressed_model(bundle: Bundle, workload: Workload, point: int | None = None) -> nn.Module:
     """A point of a bundle, the chosen one by default, rebuilt from the workload's own class."""
     return load_model(bundle, workload.factory or (lambda: workload.model), point)
+
+
+def started_from(given: AnyStart) -> tuple[Workload, Start | None]:
+    """A workload, and the compressed model of it that is to be compressed further, where one was given.
+
+    Raises:
+        BundleError, WorkloadError: there is no such bundle or workload.
+    """
+    if isinstance(given, Compressed):
+        return given.workload, Start(given.model, given.point.channel_map)
+    if isinstance(given, Workload) or not looks_like_bundle(given):
+        return find_workload(given), None  # type: ignore[arg-type]
+    bundle = open_bundle(given)
+    workload = workload_of(bundle)
+    return workload, Start(compressed_model(bundle, workload), channel_map_of(bundle))
+
+
+def named(given: str) -> tuple[AnyWorkload, str]:
+    """A bundle's path as it is, or the workload of this name; and what to call results after."""
+    if looks_like_bundle(given):
+        return given, Path(given).name
+    found = find_workload(given)
+    return found, found.name

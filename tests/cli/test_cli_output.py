@@ -163,3 +163,20 @@ def test_a_reader_that_goes_away_is_no_error_of_the_workload() -> None:
     command = f"{sys.executable} -m secateur targets | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_a_bundle_is_compressed_further(secateur: Secateur, bundle: Bundle, folder: Path) -> None:
+    done = secateur("compress", bundle.path, "--budget", "flops<=40%", *QUICK, "-o", "further", "--json")
+    assert done.code == 0, done.err
+    before, between, after = (
+        figures["flops"]
+        for figures in (
+            done.document["costs"]["before"],
+            bundle.manifest.point.costs.model_dump(),
+            done.document["costs"]["after"],
+        )
+    )
+    assert before == bundle.manifest.before.flops
+    assert after <= 0.4 * before < between
+    assert secateur("verify", "further").code == 0
+    assert Bundle.open(folder / "further").manifest.reference == bundle.manifest.reference
