@@ -67,7 +67,7 @@ class OpenVinoModel(Runtime):
         except RuntimeError as error:
             raise ExportError(
                 f"{self.path} is no model that OpenVINO can run: {_reason(error)}",
-                "the files may be truncated: export it again",
+                "it may have no such operator, or the files are truncated: export again, or try the target cpu",
             ) from error
         self.tasks = tuple(value.get_any_name() for value in self._model.outputs)
         sizes = [value.partial_shape for value in self._model.inputs]
@@ -112,4 +112,4 @@ def _reason(error: Exception) -> str:
     """OpenVINO's message without the places in its source, as one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "[ "))]
-    return (told or lines or [""])[-1][:200]
+    return (told or lines or [""])[-1].removeprefix("-- ")[:200]

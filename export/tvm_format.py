@@ -181,7 +181,7 @@ def build(model: Any, target: Any, name: Path, trials: int = 0) -> Any:
         except SecateurError:
             raise
         except Exception as error:  # TVM raises errors of many unrelated types
-            raise ExportError(f"TVM cannot compile {name}: {_reason(error)}", "try --to onnx") from error
+            raise ExportError(f"TVM cannot compile {name.name}: {_reason(error)}", "try --to onnx") from error
 
 
 def target_of(arch: str = "") -> Any:

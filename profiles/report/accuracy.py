@@ -32,11 +32,16 @@ class TaskChange:
         return self.gain >= -self.allowed - 1e-9
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the gain rounds to nothing where it is shown."""
+        return self.gain is not None and round(self.gain, 2) == 0
+
+    @property
     def words(self) -> str:
         if self.gain is None:
             return "not measured"
         verb = "better by" if self.gain > 0 else "worse by"
-        change = "unchanged" if self.gain == 0 else f"{verb} {units.percent(self.gain)}"
+        change = "unchanged" if self.unchanged else f"{verb} {units.percent(self.gain)}"
         if self.allowed is None:
             return change
         verdict = "within" if self.within else "beyond"

@@ -108,8 +108,10 @@ def _task(change: accuracy.TaskChange) -> Row:
 
 
 def _judgement(change: accuracy.TaskChange) -> str:
-    if not change.gain:
+    if change.gain is None:
         return ""
+    if change.unchanged:
+        return "unchanged"
     if change.gain > 0:
         return "better"
     return {None: "worse", True: "worse, tolerated", False: "worse, not tolerated"}[change.within]

@@ -195,3 +195,8 @@ def test_a_large_picture_is_shrunk_without_mixing_classes():
 def test_what_is_no_picture_is_refused(picture):
     with pytest.raises(ValueError, match="uint8 array"):
         pictures.data_uri(picture)
+
+
+@pytest.mark.parametrize(("gain", "words"), [(0.004, "unchanged"), (-0.004, "unchanged"), (0.006, "better by 0.01 %")])
+def test_a_change_that_shows_as_nothing_is_called_unchanged(gain: float, words: str) -> None:
+    assert plain(accuracy.TaskChange("depth", "lower", 1.0, 1.0, gain, None).words) == words
