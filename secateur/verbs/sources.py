@@ -22,8 +22,18 @@ AnyStart = AnyWorkload | AnyBundle | Compressed
 
 
 def find_workload(given: AnyWorkload) -> Workload:
-    """A workload itself, or by its reference: a built-in name or `package.module:function`."""
-    return given if isinstance(given, Workload) else workload_by_name(given)
+    """A workload itself, or by its reference: a built-in name or `package.module:function`.
+
+    Raises:
+        WorkloadError: there is none of this name; a bundle's path is told to be one.
+    """
+    if isinstance(given, Workload):
+        return given
+    if given not in BUILT_IN and is_bundle(Path(given)):
+        known = Bundle.open(given).manifest.reference
+        hint = f"name the one that it was made from: {known}" if known else "name the one that it was made from"
+        raise WorkloadError(f"{given} is a bundle, and this takes a workload", hint)
+    return workload_by_name(given)
 
 
 def open_bundle(given: AnyBundle) -> Bundle:

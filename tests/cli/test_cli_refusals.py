@@ -95,6 +95,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(secateur: Secateur, fo
     assert [path.name for path in folder.rglob("*")] == ["thesis", "chapter.tex"]
 
 
+def test_a_bundle_where_a_workload_is_wanted_is_told_to_be_one(secateur: Secateur, bundle: Bundle) -> None:
+    for args in (("compress", bundle.path, "--method", "experts"), ("sweep", bundle.path, "--study", "s.db")):
+        refused = secateur(*args, "--budget", "flops<=60%")
+        refused.refused(2, "is a bundle, and this takes a workload", "toys:pair")
+
+
 def test_a_bundle_is_replaced_only_when_asked(secateur: Secateur, bundle: Bundle) -> None:
     before = contents(bundle.path)
     secateur("compress", "toys:pair", *BUDGET, "-o", bundle.path).refused(2, "already holds a bundle", "--force")
