@@ -66,21 +66,24 @@ def _label(row: summary.Row) -> str:
 def show_selection(console: Console, selection: Selection) -> None:
     """The point that was picked among all, and its widths."""
     manifest = selection.bundle.manifest
-    shown = table(" ", "point", "FLOPs", "params", "memory", "size", "Δ_MTL", "latency",
-                  numbers=("point", "FLOPs", "params", "memory", "size", "Δ_MTL", "latency"))  # fmt: skip
+    latencies, energies = (selection.figures.get(kind, {}) for kind in ("latency", "energy"))
+    columns = ("point", "FLOPs", "params", "memory", "size", "Δ_MTL", "latency", *(["energy"] if energies else []))
+    shown = table(" ", *columns, numbers=columns)
     for number, point in enumerate(manifest.points):
         costs, chosen = point.costs, number == selection.point
-        latency = selection.latency_ms if chosen else point.latency_ms.get(selection.target)
+        energy = [units.millijoules(energies.get(number))] if energies else []
         shown.add_row(
             "→" if chosen else "", str(number), units.flops(costs.flops), units.count(costs.params),
             units.size(costs.peak_memory_bytes), units.size(costs.size_bytes), units.signed_percent(point.delta_mtl),
-            units.milliseconds(latency), style="bold" if chosen else "",
+            units.milliseconds(latencies.get(number)), *energy, style="bold" if chosen else "",
         )  # fmt: skip
     console.print(shown)
     when = "measured now" if selection.measured else "measured when the bundle was made"
     if selection.latency_ms is not None:
         when = "predicted" if selection.predicted else when
         console.print(f"latency on {selection.target}, {when}", style="dim")
+    if energies:
+        console.print(f"energy on {selection.target}, predicted", style="dim")
     widths = ", ".join(f"{name} {width}" for name, width in selection.widths.items())
     console.print(f"channels: {widths}", style="dim")
     console.print(f"point {selection.point} meets {selection.budget}; -o FOLDER writes it as a bundle of its own")

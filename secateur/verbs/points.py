@@ -38,9 +38,10 @@ class Points:
         self._original, self._figures, self.predicted = _recorded(bundle, place)
         self.measured = False
 
-    def latency_ms(self, number: int) -> float | None:
-        """A point's median on the target, where it is known."""
-        return self._figures.get("latency", {}).get(number)
+    @property
+    def figures(self) -> dict[str, dict[int, float]]:
+        """What is known of the points on the target: latency in milliseconds, energy in millijoules."""
+        return self._figures
 
     def delta_mtl(self, number: int, weights: Mapping[str, float]) -> float:
         """Weighted Δ_MTL of a point in percent, positive is better."""

@@ -31,21 +31,37 @@ from secateur.verbs.staging import check_state, finish, nothing_left, reserved, 
 
 @dataclass(frozen=True)
 class Selection:
-    """The point that was picked. `latency_ms` is the median on the target, None where it is not known; `measured` says
-    that it was measured for this choice and not when the bundle was made, `predicted` that it was not measured."""
+    """The point that was picked.
+
+    Attributes:
+        figures: what is known of the points on the target: "latency", medians in milliseconds, and "energy", in
+            millijoules, by the point's number.
+        measured: whether latencies were measured for this choice and not when the bundle was made.
+        predicted: whether they were not measured at all.
+        misses: what the point loses beyond what the run allowed, and what the written bundle was measured to miss.
+    """
 
     bundle: Bundle
     point: int
     budget: Budget
     widths: dict[str, int]
     target: str
-    latency_ms: float | None
+    figures: Mapping[str, Mapping[int, float]]
     measured: bool
     delta_mtl: float
     search_ms: float
     predicted: bool = False
     misses: tuple[str, ...] = ()
-    """What the point loses beyond what the run allowed, and what the written bundle was measured to miss."""
+
+    @property
+    def latency_ms(self) -> float | None:
+        """The median on the target, None where it is not known."""
+        return self.figures.get("latency", {}).get(self.point)
+
+    @property
+    def energy_mj(self) -> float | None:
+        """On the target, always predicted; None where it is not known."""
+        return self.figures.get("energy", {}).get(self.point)
 
     @property
     def error(self) -> BudgetNotMetError | None:
@@ -64,6 +80,7 @@ class Selection:
         """The document of `select --json`."""
         expected = {
             "latency_ms": self.latency_ms,
+            "energy_mj": self.energy_mj,
             "predicted": self.predicted,
             **self.entry.costs.model_dump(exclude_none=True),
             "metrics": self.entry.metrics,
@@ -79,10 +96,14 @@ class Selection:
             "target": self.target,
             "search_ms": self.search_ms,
             "points": [
-                {**each.costs.model_dump(exclude_none=True), "metrics": each.metrics, "delta_mtl": each.delta_mtl}
-                for each in self.bundle.manifest.points
+                {
+                    **each.costs.model_dump(exclude_none=True), "metrics": each.metrics, "delta_mtl": each.delta_mtl,
+                    "latency_ms": self.figures.get("latency", {}).get(number),
+                    "energy_mj": self.figures.get("energy", {}).get(number),
+                }
+                for number, each in enumerate(self.bundle.manifest.points)
             ],
-        }
+        }  # fmt: skip
 
 
 def select(
@@ -165,7 +186,7 @@ def select_point(
     points = Points(opened, place, workload)
     number = points.best(limits, weights)
     selection = Selection(
-        opened, number, limits, widths(opened, number), place.name, points.latency_ms(number), points.measured,
+        opened, number, limits, widths(opened, number), place.name, points.figures, points.measured,
         points.delta_mtl(number, weights), 1e3 * (time.perf_counter() - started),
         points.predicted, points.drops(number),
     )  # fmt: skip

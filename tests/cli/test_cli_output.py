@@ -180,3 +180,13 @@ def test_a_bundle_is_compressed_further(secateur: Secateur, bundle: Bundle, fold
     assert after <= 0.4 * before < between
     assert secateur("verify", "further").code == 0
     assert Bundle.open(folder / "further").manifest.reference == bundle.manifest.reference
+
+
+def test_select_shows_the_energy_that_it_chose_by(secateur: Secateur, finished: Path) -> None:
+    args = ("select", finished, "--target", "mobile:raspberry-pi-5", "--budget", "energy<=1J")
+    document = secateur(*args, "--json").document
+    assert document["expected"]["energy_mj"] == document["points"][document["point"]]["energy_mj"] > 0
+    shown = secateur(*args).out
+    assert "energy" in shown.splitlines()[0]
+    assert "energy on mobile:raspberry-pi-5, predicted" in shown
+    assert "energy" not in secateur("select", finished, "--budget", "flops<=99%").out
