@@ -203,7 +203,7 @@ def _untranslatable(error: Exception, traced: ExportedProgram) -> ExportError:
     module = path.removeprefix("model").removeprefix(".") or "the model's forward"
     return ExportError(
         f"ONNX has no translation of {op[1]}, called in {module}",
-        "write that step with other operations, or keep it outside the model",
+        "write that step with other operations, keep it outside the model, or fix the batch with --static",
     )
 
 

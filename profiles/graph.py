@@ -261,6 +261,12 @@ def _output_names(returned: list[Any], spec: Any) -> tuple[str, ...]:
     nested = returned if spec is None else pytree.tree_unflatten(returned, spec)
     for path, leaf in pytree.tree_flatten_with_path(nested)[0]:
         if isinstance(leaf, Node):
-            name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+            name = ".".join(map(_key, path))
             names.setdefault(leaf, name)
     return tuple(names.values())
+
+
+def _key(entry: Any) -> str:
+    """A dict's key, a place in a sequence or the name of a field."""
+    found = (getattr(entry, kind, None) for kind in ("key", "idx", "name"))
+    return str(next((value for value in found if value is not None), entry))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,14 +26,16 @@ from secateur.compress.dataflow.scales import Scale, scales
 from secateur.core.errors import ModelError, described
 from secateur.core.modes import forget
 from secateur.core.predict import as_args, takes_task
-from secateur.profiles.graph import capture_tasks
+from secateur.profiles.graph import capture_tasks, op_name
 
 WIDE = 40
 """Channels of a group of which the largest published ratio, 0.95, leaves two."""
 TOLERANCE = 1e-4
 """Largest accepted difference between masked and cut outputs, relative to the outputs' own size."""
 SLIGHT = 0.1
-"""A difference up to which rounding may be the reason: whether it is, float64 tells."""
+"""A difference up to which rounding may be the reason: whether it is, float64 tells. Where a model selects, any is."""
+SELECTING = frozenset(("topk", "sort", "argsort", "argmax", "argmin"))
+"""Ops in which rounding can turn one choice into another."""
 EXACT = 1e-9
 """Largest accepted difference in float64."""
 
@@ -56,6 +59,8 @@ class Attempts:
         self._groups, self._inputs, self._tasks = groups.of(lively(groups.model)), inputs, tasks
         self._numbers = {name: number for number, name in enumerate(groups)}
         self._codes = codes([groups[name] for name in groups.sized_in_code])
+        selects = any(op_name(node) in SELECTING for graph in groups.graphs for node in graph.compute)
+        self._slight = math.inf if selects else SLIGHT
         self._found: dict[frozenset[str], Failure | None] = {}
 
     def __call__(self, names: Sequence[str]) -> Failure | None:
@@ -108,7 +113,7 @@ class Attempts:
             for name, off, limit in _differences(self._groups, keep, self._inputs, found)
             if not off <= limit
         ]
-        if differing and not (all(off <= SLIGHT for _, off in differing) and self._rounded(keep)):
+        if differing and not (all(off <= self._slight for _, off in differing) and self._rounded(keep)):
             name, off = differing[0]
             return Failure(f"output {name} differs from the masked model's by {off:.2g} (relative)", differs=True)
         if train:

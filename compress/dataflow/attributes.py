@@ -127,7 +127,7 @@ class _Uses:
 
     Attributes:
         compared: only compared with each other or with numbers.
-        checked: compared with something else, such as the size of a tensor.
+        checked: compared with something else, such as the size of a tensor; by torch's classes too.
     """
 
     compared: frozenset[str] = frozenset()
@@ -139,7 +139,9 @@ def _uses(kind: Any) -> _Uses:
     compared: set[str] = set()
     checked: set[str] = set()
     elsewhere: set[str] = set()
-    for base in _users(kind):
+    for base in kind.__mro__:
+        if base in (nn.Module, object):
+            continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):  # no source at hand: nothing is known of it
@@ -148,7 +150,8 @@ def _uses(kind: Any) -> _Uses:
             if isinstance(method, ast.FunctionDef) and method.name != "__init__" and method.args.args:
                 own = [node for node in ast.walk(method) if _is_own(node, method.args.args[0].arg)]
                 sides = [side for node in ast.walk(method) for side in _sides(node, own)]
-                compared |= {node.attr for node in own if node in sides}
+                if base in _users(kind):
+                    compared |= {node.attr for node in own if node in sides}
                 elsewhere |= {node.attr for node in own if node not in sides}
                 compares = [node for node in ast.walk(method) if isinstance(node, ast.Compare)]
                 others = [side for node in compares for side in (node.left, *node.comparators) if side not in sides]

@@ -10,7 +10,7 @@ The forward FLOPs spent are counted, and so are those that the published loop wo
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +198,7 @@ class Oracle:
     def _predictions(self, values: Sequence[list[Any]], tasks: Sequence[Task]) -> dict[str, Any]:
         """Predictions of some tasks from the outputs of all graphs."""
         outputs = [graph.unflatten(found) for graph, found in zip(self.groups.graphs, values, strict=True)]
-        if len(outputs) == 1 and isinstance(outputs[0], Mapping) and not takes_task(self.groups.model):
+        if not takes_task(self.groups.model):
             return pick_tasks(outputs[0], tasks)
         found = {task.name: output for task, output in zip(self.tasks, outputs, strict=True)}
         return {task.name: found[task.name] for task in tasks}

@@ -2,7 +2,8 @@
 
     predict(model, x, tasks) -> {task: prediction}
 
-Handles models that return nested dicts with extra outputs, and models called one task at a time (`forward(x, task)`).
+Handles models that return nested dicts or named tuples, with extra outputs, and models called one task at a time
+(`forward(x, task)`).
 """
 
 from __future__ import annotations
@@ -56,23 +57,33 @@ def predict(model: nn.Module, inputs: Any, tasks: Iterable[Task]) -> dict[str, A
 
 
 def pick_tasks(output: Any, tasks: Iterable[Task]) -> dict[str, Any]:
-    """Each task's prediction from a model's (possibly nested) output."""
-    if not isinstance(output, Mapping):
+    """Each task's prediction from a model's output: a dict or a named tuple, possibly nested."""
+    named = _named(output)
+    if named is None:
         raise ModelError(
             f"the model returns {type(output).__name__}, not a dict of predictions",
-            "return {task: prediction}, or wrap the model in a module that does",
+            "return {task: prediction} or a NamedTuple with a field for each task, or wrap the model in a module "
+            "that does",
         )
-    return {task.name: _find(output, task.name) for task in tasks}
+    return {task.name: _find(named, task.name) for task in tasks}
+
+
+def _named(value: Any) -> Mapping[str, Any] | None:
+    """The entries of a dict or a named tuple; None of anything else."""
+    if isinstance(value, Mapping):
+        return value
+    return value._asdict() if isinstance(value, tuple) and hasattr(value, "_asdict") else None
 
 
 def _find(output: Mapping[str, Any], name: str) -> Any:
     """The value under key `name`, nearest to the top of a nested dict."""
-    level: list[Mapping[str, Any]] = [output]
+    level = [output]
     while level:
         for mapping in level:
             if name in mapping:
                 return mapping[name]
-        level = [value for mapping in level for value in mapping.values() if isinstance(value, Mapping)]
+        inner = [_named(value) for mapping in level for value in mapping.values()]
+        level = [mapping for mapping in inner if mapping is not None]
     raise ModelError(
         f'the model\'s output has no prediction for task "{name}"', f"it has: {', '.join(map(str, output))}"
     )

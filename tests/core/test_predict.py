@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,6 +31,11 @@ class TwoHeads(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         features = self.trunk(x)
         return self.shape({name: head(features) for name, head in self.heads.items()})
+
+
+class Pair(NamedTuple):
+    depth: torch.Tensor
+    edges: torch.Tensor
 
 
 class OneAtATime(TwoHeads):
@@ -60,8 +65,10 @@ def workload(model: nn.Module | None = None, **changes: Any) -> Workload:
         lambda output: {"initial": dict.fromkeys(TASKS), **output},
         lambda output: {"tasks": {"dense": output}, "loss": 0},
         lambda output: {"first": {"depth": output["depth"]}, "second": {"edges": output["edges"]}},
+        lambda output: Pair(**output),
+        lambda output: {"tasks": Pair(**output), "loss": 0},
     ],
-    ids=["plain", "extra outputs", "the nearest to the top wins", "nested twice", "apart"],
+    ids=["plain", "extra outputs", "the nearest to the top wins", "nested twice", "apart", "named tuple", "nested one"],
 )
 def test_predictions_are_found_wherever_the_model_puts_them(shape: Callable[[dict[str, Any]], Any]) -> None:
     model = TwoHeads(shape).eval()
