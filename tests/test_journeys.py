@@ -146,7 +146,7 @@ def expect(what: str, expected: str, found: str) -> None:
 
 def shows(expected: str, found: str) -> bool:
     def plain(text: str) -> str:
-        text = re.sub(r" (better|worse, tolerated|worse(?!,))(?=\s|$)", "", text)
+        text = re.sub(r" (better|unchanged|worse, tolerated|worse(?!,))(?=\s|$)", "", text)
         return re.sub(r"[+−-]?\d[\d.,]*", "0", text.replace("\N{NO-BREAK SPACE}", " "))
 
     return SAME.check_output(plain(expected), plain(found), FLAGS)
