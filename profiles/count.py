@@ -27,6 +27,8 @@ from secateur.core.errors import ModelError
 from secateur.core.predict import takes_task
 from secateur.core.traceable import traceable
 from secateur.profiles.graph import (
+    FILLED,
+    SPREADING,
     Graph,
     ancestors,
     capture,
@@ -141,7 +143,8 @@ class PerSample:
 
     Attributes:
         batch: batch size that the graph was traced with.
-        batched: nodes whose size grows with the batch, which are those computed from the user's input.
+        batched: nodes whose size grows with the batch: those computed from the user's input, and from what is repeated
+            for each sample.
     """
 
     graph: Graph
@@ -163,12 +166,25 @@ class PerSample:
 
 def per_sample(graph: Graph) -> PerSample:
     """Find the batch size of a graph, and what grows with it."""
-    batched = set(graph.inputs)
-    for node in graph.nodes:
-        if not batched.isdisjoint(node.all_input_nodes):
-            batched.add(node)
     sizes = [shape(node)[0] for node in graph.inputs if shape(node)]
-    return PerSample(graph, sizes[0] if sizes else 1, frozenset(batched))
+    batch, batched = sizes[0] if sizes else 1, set(graph.inputs)
+    for node in graph.nodes:
+        if not batched.isdisjoint(node.all_input_nodes) or _is_for_each_sample(node, batch):
+            batched.add(node)
+    return PerSample(graph, batch, frozenset(batched))
+
+
+def _is_for_each_sample(node: Node, batch: int) -> bool:
+    """Whether a call repeats something for each sample (queries of a decoder, a first state), as far as sizes show: one
+    of its first two dimensions is as large as the batch."""
+    name, size = op_name(node), shape(node) if op_name(node) in (*SPREADING, *FILLED) else ()
+    if batch < 2 or batch not in size[:2]:
+        return False
+    if name in FILLED:
+        return True
+    source = shape(node.all_input_nodes[0])
+    places = [dim - len(size) + len(source) for dim, count in enumerate(size[:2]) if count == batch]
+    return any(place < 0 or source[place] == 1 for place in places)
 
 
 @dataclass

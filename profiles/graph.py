@@ -28,6 +28,10 @@ from secateur.core.errors import ModelError, described
 from secateur.core.modes import forget, modes_kept
 from secateur.core.predict import as_args
 
+SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "repeat", "tile"))
+"""Ops that give a dimension of one value any size."""
+FILLED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+"""Ops that make a tensor of one value."""
 VIEWS = frozenset(
     ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select",
      "slice", "split", "split_with_sizes", "chunk", "unbind", "detach", "alias", "contiguous", "view_as", "movedim",

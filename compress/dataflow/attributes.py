@@ -30,9 +30,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.compress.dataflow.groups import Index
-from secateur.compress.dataflow.rules.pointwise import FILLED
 from secateur.compress.dataflow.space import Channels, Components
-from secateur.profiles.graph import Graph, module_path, op_name, shape
+from secateur.profiles.graph import FILLED, Graph, module_path, op_name, shape
 from secateur.profiles.macs import RECURRENT, RECURRENT_CELLS, arguments
 
 SIZED = frozenset(

@@ -23,12 +23,11 @@ from secateur.compress.dataflow.coupling import Coupling, couplable, couple
 from secateur.compress.dataflow.grouping import grouped
 from secateur.compress.dataflow.groups import Role
 from secateur.compress.dataflow.rules import Op, Rule, find_rule, refuse
-from secateur.compress.dataflow.rules.pointwise import FILLED
 from secateur.compress.dataflow.scales import Scale
 from secateur.compress.dataflow.space import Channels, Space
 from secateur.compress.dataflow.trial import settle
 from secateur.core.errors import ModelError
-from secateur.profiles.graph import Graph, capture_tasks, module_path, op_name, shape
+from secateur.profiles.graph import FILLED, Graph, capture_tasks, module_path, op_name, shape
 
 
 def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bool = True) -> ChannelGroups:

@@ -72,6 +72,29 @@ def test_figures_are_per_sample_whatever_the_batch(name: str) -> None:
     assert count(model, single) == count(model, several)
 
 
+class Queries(nn.Module):
+    """Queries of a decoder attend to each other before they see a sample (Carion et al., DETR, ECCV 2020); a state of
+    zeros goes through a layer before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.mixing, self.state = nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries.weight.unsqueeze(0).repeat(len(x), 1, 1)
+        queries = self.attention(queries, queries, queries, need_weights=False)[0] + self.mixing(queries)
+        state = self.state(torch.zeros(len(x), 8))
+        return self.attention(queries, x, x, need_weights=False)[0] * state[:, None]
+
+
+def test_what_is_repeated_for_each_sample_counts_once_for_each() -> None:
+    model, x = Queries().eval(), torch.randn(7, 3, 8)
+    assert count(model, x[:1]) == count(model, x)
+    by_torch = flops_by_torch(model.train(), x)  # in evaluation, its attention is one call that it does not count
+    assert count(model, x).costs.flops == by_torch
+
+
 def test_a_graph_that_was_traced_before_counts_the_same() -> None:
     model, inputs = ZOO["two_heads"]()
     assert count_graphs([capture(model, inputs)], model, model.tasks) == counted("two_heads")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.compress.dataflow.rules.registry import Labels, Op, rule
 from secateur.compress.dataflow.space import Channels
+from secateur.profiles.graph import FILLED
 
 
 @rule(
@@ -55,9 +56,6 @@ def prelu(op: Op) -> Labels:
     if slope is not None:
         op.tie(slope, labels.get(1))
     return labels
-
-
-FILLED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
 @rule(*FILLED)

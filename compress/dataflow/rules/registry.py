@@ -18,14 +18,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from secateur.compress.dataflow.space import Channels, Space
-from secateur.profiles.graph import module_path, op_name, shape
+from secateur.profiles.graph import SPREADING, module_path, op_name, shape
 from secateur.profiles.macs import arguments
 
 Labels = dict[int, Channels]
 """dimension → its channels; dimensions that are not listed have a fixed size."""
-
-SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "repeat", "tile"))
-"""Ops that give a dimension of one value any size."""
 
 Rule = Callable[["Op"], "Labels | list[Labels]"]
 _RULES: dict[str, Rule] = {}
