@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from secateur.verbs.export import Artefact
     from secateur.verbs.inspect import Inspection
     from secateur.verbs.verify import Verification
+
+
+_BESIDE_NAMES = 45
+"""Columns that figures and reasons need beside the names of groups."""
 
 
 def table(*columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
@@ -42,19 +46,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
     """Groups, tasks, dead branches and totals."""
     from secateur.profiles.report import units
 
-    groups = table(
-        "channel group", "channels", "FLOPs share", "", numbers=("channels", "FLOPs share"), whole=("channel group",)
-    )
-    for group in found.groups:
-        share = group["flops_share"]
-        groups.add_row(
-            group["name"],
-            str(group["channels"]),
-            units.UNKNOWN if share is None else units.percent(100 * share),
-            "" if group["prunable"] else f"not prunable: {group['why_not']}",
-            style="" if group["prunable"] else "dim",
-        )
-    console.print(groups)
+    show_groups(console, found.groups)
     tasks = table("task", "FLOPs of its own", "FLOPs shared", numbers=("FLOPs of its own", "FLOPs shared"))
     for name, task in found.tasks.items():
         tasks.add_row(name, units.flops(task.flops_exclusive), units.flops(task.flops_shared))
@@ -79,6 +71,23 @@ def show_inspection(console: Console, found: Inspection) -> None:
         console.print(f"the bank stores {stored}; models of their own would take {units.size(separate)}")
     if found.dead:
         console.print(f"no task needs: {', '.join(found.dead)}")
+
+
+def show_groups(console: Console, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Names first; last, and folded, where they leave no room for what stands beside them."""
+    from secateur.profiles.report import units
+
+    longest = max((len(group["name"]) for group in groups), default=0)
+    numbers, name_last = ("channels", "FLOPs share"), longest + _BESIDE_NAMES > console.width
+    columns = (*numbers, "channel group") if name_last else ("channel group", *numbers, "")
+    shown = table(*columns, numbers=numbers, whole=() if name_last else ("channel group",))
+    for group in groups:
+        share = units.UNKNOWN if group["flops_share"] is None else units.percent(100 * group["flops_share"])
+        figures = str(group["channels"]), share
+        why = "" if group["prunable"] else f"not prunable: {group['why_not']}"
+        row = (*figures, "\n".join(filter(None, (group["name"], why)))) if name_last else (group["name"], *figures, why)
+        shown.add_row(*row, style="" if group["prunable"] else "dim")
+    console.print(shown)
 
 
 def show_artefacts(console: Console, found: Sequence[Artefact]) -> None:

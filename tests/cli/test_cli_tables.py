@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from secateur.cli.listing import show_groups
 from secateur.cli.tables import show_benchmark
 from secateur.core.costs import Latency, Profile
 from secateur.profiles.report import units
@@ -40,3 +41,26 @@ def test_figures_are_whole_at_any_width(width: int) -> None:
     assert said.count("14.4") == 2
     assert said.count("p10 to p90") == (1 if width == 200 else len(TARGETS)), "one table where there is room"
     assert max(map(len, said.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    "name", ["stem.0", "backbone.encoder.layers.0.blocks.0.attention.self.continuous_position_bias.2"]
+)
+def test_groups_show_name_figures_and_reason_at_any_width(width: int, name: str) -> None:
+    groups = [
+        {"name": name, "channels": 512, "flops_share": 0.0486, "prunable": True, "why_not": ""},
+        {
+            "name": "head",
+            "channels": 4,
+            "flops_share": None,
+            "prunable": False,
+            "why_not": "output of the model (kind)",
+        },
+    ]
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        show_groups(console, groups)
+    said = "".join(captured.get().split())
+    for text in (name, "512", units.percent(4.86), "notprunable:outputofthemodel(kind)"):
+        assert "".join(text.split()) in said
