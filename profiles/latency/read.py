@@ -1,7 +1,7 @@
 """Reading operators from any ONNX file, as a runtime would execute them: normalisation folded, activations fused.
 
-Shapes come from ONNX' own inference; an open first dimension is taken as a batch of one sample. What is only
-bookkeeping (constants, shapes, identities) is left out.
+Shapes come from ONNX' own inference, and from a run where that leaves some open; an open first dimension is taken as a
+batch of one sample. What is only bookkeeping (constants, shapes, identities) is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from secateur.core.costs import Costs
 from secateur.core.errors import ExportError, described
 from secateur.profiles.latency.operators import Operator, Shape, total_macs
 from secateur.profiles.latency.routed import with_routed_rows
+from secateur.profiles.latency.seen_shapes import with_seen_shapes
 
 _KINDS = {
     "Conv": "conv", "ConvTranspose": "deconv", "Gemm": "linear", "MaxPool": "pool", "AveragePool": "pool",
@@ -141,11 +142,12 @@ def _inferred(path: Path, shapes: Mapping[str, Sequence[int]]) -> Any:
         _close(value, path, shapes.get(name))
     del model.graph.value_info[:]
     try:
-        return with_routed_rows(onnx.shape_inference.infer_shapes(model, data_prop=True))
+        inferred = with_routed_rows(onnx.shape_inference.infer_shapes(model, data_prop=True))
     except Exception as error:  # onnx raises its own C++ errors
         raise ExportError(
             f"the shapes of {path} do not fit together: {described(error)}", "check it with onnx.checker"
         ) from error
+    return with_seen_shapes(inferred, path)
 
 
 def _close(value: Any, path: Path, given: Sequence[int] | None) -> None:
@@ -375,7 +377,7 @@ class _Reader:
         if shape is None or any(size <= 0 for size in shape):
             raise ExportError(
                 f"{self._path}: the shape of {name} is unknown",
-                "simplify the model, or export it with fixed shapes (secateur export --to onnx does)",
+                "simplify the model, or export it with fixed shapes (secateur export --to onnx --static)",
             )
         return shape
 

@@ -176,3 +176,26 @@ def test_the_published_tables_are_what_was_published() -> None:
     assert macs["vgg16"] == pytest.approx(15470, abs=1)
     row = next(i for i, each in enumerate(settings) if each.device.startswith("AMD Ryzen Threadripper 3970X"))
     assert ms[names.index("squeezenet"), row] == 11.73
+
+
+def test_a_shape_that_only_a_run_shows_is_seen_by_one(tmp_path: Path) -> None:
+    """The size of a Reshape is computed from the input: zeros make it [2, 6]."""
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Add", ["whole", "wanted"], ["size"]),
+        helper.make_node("Reshape", ["x", "size"], ["rows"]),
+        helper.make_node("Relu", ["rows"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b"])],
+        [onnx.numpy_helper.from_array(np.array([2, 6]), "wanted")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    onnx.save(model, tmp_path / "model.onnx")
+    relu = read_onnx(tmp_path / "model.onnx")[-1]
+    assert relu.kind == "activation"
+    assert relu.output == (2, 6)
