@@ -93,9 +93,9 @@ def places(names: str | Iterable[str]) -> list[Place]:
 
 
 def _place(name: str, known: Mapping[str, TargetStatus]) -> Place:
-    family = None if is_farm(name) else known.get(name) or known.get(name.partition(":")[0])
-    if family is not None and family.status == "unavailable" and (family.name == name or name not in known):
-        return replace(family, name=name)
+    listed = None if is_farm(name) else known.get(name)
+    if listed is not None and listed.status == "unavailable":
+        return listed
     device = find(name)
     found = device_status(device)
     return found if found.status == "unavailable" else device

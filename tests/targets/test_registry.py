@@ -11,7 +11,8 @@ import pytest
 
 from secateur.core.errors import DeviceError
 from secateur.targets.device import Device, get
-from secateur.targets.registry import device_status, status, status_of
+from secateur.targets.registry import TargetStatus, device_status, status, status_of
+from secateur.verbs.measure import places
 
 
 def test_cpu_is_measured_and_the_rest_says_why_not() -> None:
@@ -35,6 +36,16 @@ def test_without_its_runtime_cpu_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     cpu = next(line for line in status() if line.name == "cpu")
     assert cpu.status == "unavailable"
     assert "pip install onnxruntime" in (cpu.how or "")
+
+
+def test_a_misspelt_target_is_unknown_also_where_its_kind_needs_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (mobile,) = places("mobile")
+    assert isinstance(mobile, TargetStatus)
+    with pytest.raises(DeviceError, match='unknown target "mobile:nokia"'):
+        places("mobile:nokia")
 
 
 def test_runtimes_of_this_machine_are_measured_or_say_what_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
