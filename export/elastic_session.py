@@ -108,8 +108,9 @@ class ElasticSession:
         feed |= {scalar: np.array(numbers[name], dtype=np.int64) for name, scalar in index["selectors"].items()}
         wanted = [each for each in self.tasks if each in choice.decoders] if len(index["selectors"]) > 1 else self.tasks
         names = dict(zip(self.tasks, index["results"], strict=True))
-        outputs = _call(self._session(index["model"]), [names[task] for task in wanted], feed)
-        return dict(zip(wanted, outputs, strict=True))
+        asked = wanted or self.tasks  # without any, the shared part runs alone and the tasks give nothing
+        outputs = _call(self._session(index["model"]), [names[task] for task in asked], feed)
+        return dict(zip(asked, outputs, strict=True)) if wanted else {}
 
     def _run_graphs(self, feed: dict[str, Array], choice: Choice) -> dict[str, Array]:
         values: dict[str, Array] = dict(feed)

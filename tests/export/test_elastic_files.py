@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from secateur.compress.slimmable.tabulate import Judge, tabulate
 from secateur.core.errors import BundleError, ExportError
 from secateur.core.predict import takes_task
 from secateur.core.task import Task, Workload
+from secateur.export import elastic_session
 from secateur.export.elastic_graph import ElasticSource
 from secateur.export.elastic_layouts import write_elastic
 from secateur.export.runtime import ElasticSession
@@ -296,6 +298,21 @@ def test_what_was_not_exported_or_does_not_fit_is_refused(dense: ElasticSource, 
         session.run(BATCH[:, :2].numpy())
     with pytest.raises(ExportError, match="unknown elastic layout"):
         write_elastic(dense, session.folder, "zip")
+
+
+def test_the_shared_part_runs_where_no_task_does(session: ElasticSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes alone is what a latency table begins with."""
+    ran, call = list[list[str]](), elastic_session._call
+
+    def noted(graph: Any, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        ran.append(list(names))
+        return call(graph, names, feed)
+
+    monkeypatch.setattr(elastic_session, "_call", noted)
+    row = session.controller.table.exported[-1]
+    assert session.run(BATCH.numpy(), choice=session.controller.choice(row, {})) == {}
+    assert len(ran) == 1
+    assert ran[0], "ONNX Runtime was asked for something"
 
 
 def test_latencies_are_sums_of_measured_parts(session: ElasticSession) -> None:
