@@ -8,10 +8,8 @@ shapes of the inputs, and of the outputs by task.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from secateur.core.errors import ExportError, MissingExtraError, first_line
+from secateur.export.native_output import captured
 from secateur.export.ncnn_param import read_param
 from secateur.export.runtime import Array, Runtime
 
@@ -115,7 +114,8 @@ class NcnnModel(Runtime):
                 failed, value = extractor.extract(entry.blob)
                 if failed:
                     raise ExportError(
-                        f"{self.path}: ncnn fails to compute {entry.task} (code {failed})", "export again"
+                        f"{self.path.name}: ncnn fails to compute {entry.task} (code {failed})",
+                        "it may have an operator that this ncnn does not run (of 3-D pictures, say): try --to onnx",
                     )
                 outputs[str(entry.task)] = _array(ncnn, value, entry)
         return outputs
@@ -164,7 +164,7 @@ def _load(path: Path, threads: int, half: bool) -> Any:
     net = ncnn.Net()
     for option, value in options(threads, half).items():
         setattr(net.opt, option, value)
-    with _captured() as said:
+    with captured() as said:
         failed = net.load_param(str(path)) or net.load_model(str(weights_of(path)))
     if failed:
         reason = first_line(said() or "unreadable")
@@ -185,18 +185,3 @@ def options(threads: int, half: bool) -> Mapping[str, Any]:
         "use_bf16_packed": False,
         "use_vulkan_compute": False,
     }
-
-
-@contextlib.contextmanager
-def _captured() -> Iterator[Any]:
-    """ncnn reports failures on the process' standard error; here they are read, not shown."""
-    before, text = os.dup(2), ""
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lambda: text
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-            file.seek(0)
-            text = file.read().decode(errors="replace").strip()

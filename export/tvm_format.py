@@ -24,6 +24,7 @@ from secateur.core import machine
 from secateur.core.errors import ExportError, MissingExtraError, SecateurError, TargetUnavailableError, no_routing
 from secateur.core.files import write_json, writing
 from secateur.export.formats import Exporter, Options, Written, register
+from secateur.export.native_output import captured
 from secateur.export.runtime import Array, Runtime
 from secateur.export.source import Source
 from secateur.export.tvm_onnx import fixed, simplified
@@ -172,12 +173,14 @@ def build(model: Any, target: Any, name: Path, trials: int = 0) -> Any:
     cpu, tuned = vectors(target), tvm_tune.database(str(target.attrs["mcpu"]), _version())
     with _quiet():
         try:
-            module = from_onnx(simplified(model))
+            with captured():
+                module = from_onnx(simplified(model))
             if trials:
                 recorder = tvm_tune.Recorder(tvm_tune.known_tiles(tuned), cpu)
                 lower(module, target, cpu, recorder)
                 tvm_tune.tune(recorder, tuned, target, cpu, trials)
-            return relax.build(lower(module, target, cpu, tvm_tune.chooser(tuned, cpu)), target=target)
+            with captured():
+                return relax.build(lower(module, target, cpu, tvm_tune.chooser(tuned, cpu)), target=target)
         except SecateurError:
             raise
         except Exception as error:  # TVM raises errors of many unrelated types

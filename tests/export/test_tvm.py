@@ -42,6 +42,25 @@ def test_a_library_computes_what_torch_computes(kind: type[nn.Module], tmp_path:
     assert made.parity.samples == 6, "every sample, although the library takes one at a time"
 
 
+class Picks(nn.Module):
+    """Rows of a table, of which TVM's own compiler warns."""
+
+    tasks = ("dense",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(7, 3))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        places = (x.mean((2, 3)) * 0 + 2).long()
+        return {"dense": nn.functional.embedding(places, self.rows)}
+
+
+def test_compiling_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    compiled(Picks().eval(), tmp_path)
+    assert "Warning" not in "".join(capfd.readouterr())
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the cores of a process are known on Linux")
 @pytest.mark.parametrize("some", [slice(None), slice(0, 1), slice(-1, None)], ids=["all", "first", "last"])
 def test_the_calling_thread_keeps_its_cores(some: slice, library: Path) -> None:
