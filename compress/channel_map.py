@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.core.errors import BundleError
-from secateur.core.modes import forget
+from secateur.core.modes import forget, modes_kept
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Dims = dict[int, Index]
@@ -210,10 +210,13 @@ def cut(model: nn.Module, kept: Mapping[str, Dims]) -> None:
             setattr(model.get_submodule(path), attribute, fresh)
             layer, attribute = _parametrised(path, attribute)
             touched[model.get_submodule(layer)].setdefault(attribute, {}).update(dims)
-    for module, parts in touched.items():
-        for kind, update in _ATTRIBUTES:
-            if isinstance(module, kind):
-                update(module, parts)
+    with modes_kept(model):
+        for module in model.modules():
+            module.training = False  # in training, reading a spectrally normalised weight is a step of its iteration
+        for module, parts in touched.items():
+            for kind, update in _ATTRIBUTES:
+                if isinstance(module, kind):
+                    update(module, parts)
 
 
 def _parametrised(path: str, attribute: str) -> tuple[str, str]:

@@ -153,9 +153,10 @@ def test_parametrised_layers_say_their_new_sizes(way: Callable[[nn.Module], nn.M
         assert (layer.out_channels, layer.in_channels) == (layer.weight.shape[0], layer.weight.shape[1] * layer.groups)
 
 
-def test_layers_of_bounded_norm() -> None:
-    model = Reparametrised(parametrizations.spectral_norm, depthwise=False)
-    groups = trace_quietly(model.eval(), torch.randn(2, 3, 8, 8))
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_of_bounded_norm_whose_weights_change_when_they_are_read_in_training(training: bool) -> None:
+    model = Reparametrised(parametrizations.spectral_norm, depthwise=False).train(training)
+    groups = trace_quietly(model, torch.randn(2, 3, 8, 8))
     assert {group.channels for group in groups.prunable} == {12, 14}
     keep = random_keep(groups.prunable, 1)
     small = groups.cut(keep)
