@@ -35,7 +35,8 @@ from secateur.compress.journal import Journal
 from secateur.core import machine
 from secateur.core.budget import Budget, Tolerance
 from secateur.core.files import write_json
-from secateur.core.predict import batch_size, evaluate
+from secateur.core.inputs import batch_size
+from secateur.core.predict import evaluate
 from secateur.core.progress import say
 from secateur.core.seeds import seed_everything
 from secateur.core.task import Workload, delta_mtl

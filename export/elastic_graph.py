@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateur.core.predict import as_args
 from secateur.export.onnx_format import OPSET
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def unfused(model: nn.Module, workload: Workload) -> Any:
     from secateur.export.onnx import task_program
 
     with evaluating(model), torch.no_grad():
-        program = task_program(model, workload, as_args(workload.example_input), OPSET)
+        program = task_program(model, workload, OPSET)
     proto = onnx.ModelProto()
     proto.CopyFrom(program.model_proto)
     for tensor in proto.graph.initializer:

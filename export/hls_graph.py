@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from secateur.core.errors import ExportError, SecateurError, described
-from secateur.core.predict import as_args, evaluating, predict
+from secateur.core.inputs import filled, leaves
+from secateur.core.predict import evaluating, predict
 from secateur.core.task import Workload
 
 SUPPORTED = (
@@ -54,8 +55,8 @@ def prepare(model: nn.Module, workload: Workload) -> Prepared:
     Raises:
         ExportError: it cannot be traced, or uses what hls4ml does not support; the message lists every reason.
     """
-    args = [value for value in as_args(workload.example_input) if isinstance(value, Tensor)]
-    if len(args) != 1 or len(as_args(workload.example_input)) != 1 or args[0].dtype != torch.float32:
+    args = [value for _, value in leaves(workload.example_input)]
+    if len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dtype != torch.float32:
         raise ExportError("an FPGA design takes one image in float32", "put the rest into the model as constants")
     with evaluating(model):
         graph = _fold(_trace(model, workload))
@@ -70,10 +71,10 @@ class _Tasks(nn.Module):
     def __init__(self, model: nn.Module, workload: Workload) -> None:
         super().__init__()
         self.model = model
-        self._tasks = workload.tasks
+        self._example, self._tasks = workload.example_input, workload.tasks
 
     def forward(self, x: Tensor) -> tuple[Any, ...]:
-        return tuple(predict(self.model, (x,), self._tasks).values())
+        return tuple(predict(self.model, filled(self._example, [x]), self._tasks).values())
 
 
 def _trace(model: nn.Module, workload: Workload) -> fx.GraphModule:

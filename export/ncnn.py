@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from secateur.core.errors import ExportError, SecateurError, described
 from secateur.core.files import canonical_json
-from secateur.core.predict import as_args, batch_size, evaluating
+from secateur.core.inputs import batch_size, tensors
+from secateur.core.predict import evaluating
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.ncnn_param import name_blobs, read_param, write_param
@@ -39,9 +39,8 @@ def to_ncnn(model: nn.Module, workload: Workload, path: Path, *, half: bool = Fa
     Raises:
         ExportError: the model cannot be traced, pnnx cannot convert it, or the result computes something else.
     """
-    args = _one_sample(as_args(workload.example_input))
-    inputs = [value for value in args if isinstance(value, Tensor)]
-    closed = _Closed(TaskOutputs(model, workload.tasks), args)
+    inputs = _one_sample(tensors(workload.example_input))
+    closed = TaskOutputs(model, workload)
     with evaluating(model), torch.no_grad():
         wanted = _call(closed, inputs)
     signature = _signature(workload, inputs, wanted, "fp16" if half else "fp32")
@@ -69,27 +68,14 @@ def _call(model: nn.Module, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         ) from error
 
 
-class _Closed(nn.Module):
-    """A model whose arguments are tensors only; the others are bound."""
-
-    def __init__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self._args = args
-
-    def forward(self, *tensors: Tensor) -> Any:
-        given = iter(tensors)
-        return self.model(*(next(given) if isinstance(value, Tensor) else value for value in self._args))
-
-
-def _one_sample(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    size = batch_size(args)
-    for value in args:
-        if isinstance(value, Tensor) and value.dtype != torch.float32:
+def _one_sample(inputs: list[Tensor]) -> list[Tensor]:
+    for value in inputs:
+        if value.dtype != torch.float32:
             raise ExportError(
                 f"ncnn takes float32 inputs, the model takes {value.dtype}", "convert inside of the model"
             )
-    return tuple(value[:1] if isinstance(value, Tensor) and _is_batched(value, size) else value for value in args)
+    size = batch_size(inputs)
+    return [value[:1] if _is_batched(value, size) else value for value in inputs]
 
 
 def _is_batched(value: Tensor, size: int) -> bool:

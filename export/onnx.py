@@ -26,9 +26,10 @@ from torch.export import Dim, ExportedProgram
 from secateur.core.errors import ExportError, described, first_line
 from secateur.core.experts import execution
 from secateur.core.files import writing
+from secateur.core.inputs import batch_size, filled, names_of, tensors
 from secateur.core.modes import forget
-from secateur.core.predict import as_args, batch_size, evaluating, predict
-from secateur.core.task import Task, Workload
+from secateur.core.predict import evaluating, predict
+from secateur.core.task import Workload
 from secateur.core.traceable import traceable
 from secateur.export.half import halve
 from secateur.export.onnx_format import OPSET
@@ -54,9 +55,9 @@ def to_onnx(
 ) -> Path:
     """Write the model as an ONNX file; the model itself is not changed.
 
-    Inputs are named `input`, or `input_1`, `input_2`, ... when there are several; outputs are named after the tasks,
-    in their order. Values of the example input that are no tensors become constants. Weights of 2 GB or more go to a
-    second file, `<name>.data`.
+    Inputs are named `input`, or `input_1`, `input_2`, ... when there are several, or by the keys of a dict; outputs are
+    named after the tasks, in their order. Values of the example input that are no tensors become constants. Weights of
+    2 GB or more go to a second file, `<name>.data`.
 
     Args:
         dynamic_batch: leave the first dimension open; otherwise it is that of the example input.
@@ -74,9 +75,9 @@ def to_onnx(
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not written", f"choose one from {OPSETS[0]} to {OPSETS[-1]}")
     with evaluating(model), _quiet():
-        traced = _trace(TaskOutputs(model, workload.tasks), as_args(workload.example_input), dynamic_batch)
+        traced = _trace(TaskOutputs(model, workload), tuple(tensors(workload.example_input)), dynamic_batch)
         program = _translate(traced, dynamic_batch, opset)
-        _rename(program.model.graph, workload.task_names)
+        _rename(program.model.graph, names_of(workload.example_input), workload.task_names)
         with writing(path) as temporary:
             _save(program.model, temporary, path, half)
             try:
@@ -86,7 +87,7 @@ def to_onnx(
     return path
 
 
-def task_program(model: nn.Module, workload: Workload, args: tuple[Any, ...], opset: int) -> Any:
+def task_program(model: nn.Module, workload: Workload, opset: int) -> Any:
     """The torch.onnx.ONNXProgram of a model that returns its tasks' predictions in order, for any batch, before any
     optimisation: convolutions and norms apart, weights under `model.` and their own names.
 
@@ -94,20 +95,21 @@ def task_program(model: nn.Module, workload: Workload, args: tuple[Any, ...], op
         ExportError: as `to_onnx`.
     """
     with _quiet():
-        traced = _trace(TaskOutputs(model, workload.tasks), args, True)
+        traced = _trace(TaskOutputs(model, workload), tuple(tensors(workload.example_input)), True)
         return _translate(traced, True, opset, optimize=False)
 
 
 class TaskOutputs(nn.Module):
-    """A model that returns its tasks' predictions as a tuple and nothing else."""
+    """A model that takes tensors only, its workload's other inputs being bound, and returns its tasks' predictions as a
+    tuple and nothing else."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
+    def __init__(self, model: nn.Module, workload: Workload) -> None:
         super().__init__()
         self.model = traceable(model)
-        self.tasks = tasks
+        self._example, self._tasks = workload.example_input, workload.tasks
 
-    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
-        predictions = predict(self.model, inputs, self.tasks)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        predictions = predict(self.model, filled(self._example, inputs), self._tasks)
         for name, value in predictions.items():
             if not isinstance(value, Tensor):
                 raise ExportError(
@@ -207,10 +209,8 @@ def _untranslatable(error: Exception, traced: ExportedProgram) -> ExportError:
     )
 
 
-def _rename(graph: Any, tasks: Sequence[str]) -> None:
+def _rename(graph: Any, inputs: Sequence[str], tasks: Sequence[str]) -> None:
     """Give inputs, outputs, weights and nodes of an onnx_ir graph the user's names."""
-    single = len(graph.inputs) == 1
-    inputs = ["input"] if single else [f"input_{index}" for index in range(1, len(graph.inputs) + 1)]
     inputs = [f"{name}_tensor" if name in tasks else name for name in inputs]
     for value in list(graph.initializers.values()):
         value.name = value.name.removeprefix("model.")

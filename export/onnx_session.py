@@ -121,7 +121,7 @@ class OnnxModel(Runtime):
         return dict(zip(self.tasks, outputs, strict=True))
 
     def predict(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """`run`, called as the torch model is: with a tensor, or a tuple of them in the model's order."""
+        """`run`, called as the torch model is: with a tensor, a tuple or a dict of them."""
         return predictor(self)(inputs)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from secateur.core.device import update
 from secateur.core.errors import DataError, ParityError
-from secateur.core.predict import batch_size, evaluating, predict
+from secateur.core.inputs import batch_size
+from secateur.core.predict import evaluating, predict
 from secateur.core.task import Task, Workload
 
 BATCHES = 8

@@ -49,13 +49,14 @@ class Runtime(ABC):
 
 
 def predictor(runtime: Runtime) -> Callable[[Any], dict[str, torch.Tensor]]:
-    """The runtime, called like the torch model: a tensor, or a tuple of inputs, whose first dimension is the batch."""
+    """The runtime, called like the torch model: with the inputs of a batch, whose first dimension is the batch."""
 
     def predict(inputs: Any) -> dict[str, torch.Tensor]:
         import torch
 
-        given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        arrays = [value.detach().cpu().numpy() for value in given if isinstance(value, torch.Tensor)]
+        from secateur.core.inputs import tensors
+
+        arrays = [value.detach().cpu().numpy() for value in tensors(inputs)]
         outputs = run_batch(runtime, arrays)
         return {task: torch.from_numpy(value) for task, value in outputs.items()}
 

@@ -24,7 +24,7 @@ from torch.fx import Node
 
 from secateur.core.costs import Costs
 from secateur.core.errors import ModelError
-from secateur.core.predict import takes_task
+from secateur.core.inputs import takes_task
 from secateur.core.traceable import traceable
 from secateur.profiles.graph import (
     FILLED,
@@ -106,7 +106,7 @@ def count(model: nn.Module, example_input: Any, tasks: Sequence[str] = ()) -> Co
     """Count a model in evaluation mode.
 
     Args:
-        example_input: a tensor or tuple of tensors, any batch size, the batch in dimension 0.
+        example_input: a tensor, a tuple or a dict of tensors, any batch size, the batch in dimension 0.
         tasks: names to look for among the keys of the output; needed for models called as `forward(x, task)`.
 
     Raises:

@@ -25,8 +25,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from secateur.core.errors import ModelError, described
+from secateur.core.inputs import arguments, leaves, takes_task
 from secateur.core.modes import forget, modes_kept
-from secateur.core.predict import as_args
 
 SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "repeat", "tile"))
 """Ops that give a dimension of one value any size."""
@@ -48,7 +48,7 @@ class Graph:
         nodes: calls in execution order, dead ones included.
         state: placeholder → name of the parameter or buffer in the model.
         constants: placeholder → tensor that the forward made itself.
-        inputs: placeholders of the user's tensors, in order.
+        inputs: placeholders of the user's tensors, in the order of `secateur.core.inputs.tensors`.
         outputs: nodes of the user's outputs, in order.
         output_names: for each output, its keys in the model's (nested) output, joined with dots.
     """
@@ -128,7 +128,7 @@ def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str 
     """Trace a model on an input, with fixed shapes.
 
     Args:
-        inputs: a tensor or tuple of tensors, any batch size.
+        inputs: a tensor, or a tuple or dict of tensors, any batch size.
         training: trace `model.train()`, which shows branches that only training runs.
         task: for models called as `forward(x, task)`.
 
@@ -137,7 +137,8 @@ def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str 
     """
     with modes_kept(model):
         model.train(training)
-        program = _export(model, as_args(inputs), {} if task is None else {"task": task})
+        args, kwargs = arguments(model, inputs)
+        program = _export(model, args, kwargs if task is None else {**kwargs, "task": task})
     branches = _nested(program)
     if branches:
         place = module_path(branches[0]) or "the model"
@@ -150,8 +151,6 @@ def capture(model: nn.Module, inputs: Any, *, training: bool = False, task: str 
 
 def capture_tasks(model: nn.Module, inputs: Any, tasks: Collection[str], *, training: bool = False) -> list[Graph]:
     """One graph per call that the model's tasks need: a single one, unless tasks are called one at a time."""
-    from secateur.core.predict import takes_task
-
     if takes_task(model):
         if not tasks:
             raise ModelError("the model is called one task at a time", "name its tasks")
@@ -235,15 +234,15 @@ def _quiet() -> Iterator[None]:
 def _read(program: torch.export.ExportedProgram) -> Graph:
     graph = program.graph
     by_name = {node.name: node for node in graph.nodes}
-    state, constants, inputs = {}, {}, []
+    state, constants, given = {}, {}, list[Any]()
     for spec in program.graph_signature.input_specs:
         node = by_name[spec.arg.name]
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             state[node] = str(spec.target)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             constants[node] = program.constants[str(spec.target)]
-        elif spec.kind is InputKind.USER_INPUT and "val" in node.meta and isinstance(node.meta["val"], Tensor):
-            inputs.append(node)
+        elif spec.kind is InputKind.USER_INPUT:
+            given.append(node if isinstance(node.meta.get("val"), Tensor) else None)
     mutated = len(program.graph_signature.output_specs) - len(program.graph_signature.user_outputs)
     returned = list(graph.output_node().args[0])[mutated:]
     outputs = tuple(dict.fromkeys(leaf for leaf in returned if isinstance(leaf, Node)))
@@ -251,7 +250,7 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
         nodes=tuple(node for node in graph.nodes if node.op == "call_function"),
         state=state,
         constants=constants,
-        inputs=tuple(inputs),
+        inputs=tuple(node for _, node in leaves(pytree.tree_unflatten(given, program.call_spec.in_spec))),
         outputs=outputs,
         output_names=_output_names(returned, program.call_spec.out_spec),
         returned=tuple(returned),

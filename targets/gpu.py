@@ -17,13 +17,12 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from secateur.core.costs import Profile
 from secateur.core.device import moved
 from secateur.core.errors import DeviceError, ExportError, MissingExtraError, TargetUnavailableError
-from secateur.core.predict import batch_size, predict
+from secateur.core.inputs import samples
+from secateur.core.predict import predict
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
 from secateur.export.onnx_session import open_session, runtime_reason
@@ -163,7 +162,7 @@ def _torch(network: Network, _: Path, how: How) -> Call:
         raise TargetUnavailableError("it sees no GPU", "install a torch with CUDA")
     workload = network.workload()
     model = copy.deepcopy(workload.model).to(how.device).eval()
-    inputs = moved(_samples(workload.example_input, how.batch), how.device)
+    inputs = moved(samples(workload.example_input, how.batch), how.device)
 
     def call() -> None:
         with torch.inference_mode():
@@ -172,15 +171,6 @@ def _torch(network: Network, _: Path, how: How) -> Call:
             torch.cuda.synchronize()
 
     return call
-
-
-def _samples(inputs: Any, count: int) -> Any:
-    """So many samples of a batch, which is repeated where it has fewer."""
-    size = batch_size(inputs)
-    rows = torch.arange(count) % size
-    return pytree.tree_map_only(
-        Tensor, lambda each: each[rows] if each.ndim and each.shape[0] == size else each, inputs
-    )
 
 
 ENGINES: dict[str, Engine] = {"tensorrt": _tensorrt, "onnxruntime": _onnxruntime, "torch": _torch}

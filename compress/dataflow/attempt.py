@@ -24,8 +24,8 @@ from secateur.compress.dataflow.channel_groups import ChannelGroups
 from secateur.compress.dataflow.groups import ChannelGroup, Index, Keep
 from secateur.compress.dataflow.scales import Scale, scales
 from secateur.core.errors import ModelError, described
+from secateur.core.inputs import call_model, mapped, takes_task
 from secateur.core.modes import forget
-from secateur.core.predict import as_args, takes_task
 from secateur.profiles.graph import capture_tasks, op_name
 
 WIDE = 40
@@ -135,9 +135,7 @@ class Attempts:
 
     @cached_property
     def _in_float64(self) -> tuple[ChannelGroups, Any]:
-        inputs = pytree.tree_map_only(
-            Tensor, lambda each: each.double() if each.is_floating_point() else each, self._inputs
-        )
+        inputs = mapped(lambda each: each.double() if each.is_floating_point() else each, self._inputs)
         return self._groups.of(copy.deepcopy(self._groups.model).double()), inputs
 
 
@@ -248,8 +246,7 @@ def tolerance(output: Tensor) -> float:
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Any, tasks: Sequence[str], call: int) -> list[Tensor]:
     """The distinct tensors that one call returns."""
-    kwargs = {"task": tasks[call]} if takes_task(model) else {}
-    leaves = pytree.tree_leaves(model(*as_args(inputs), **kwargs))
+    leaves = pytree.tree_leaves(call_model(model, inputs, tasks[call] if takes_task(model) else None))
     return list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
 

@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from secateur.compress.channel_map import named_tensors
-from secateur.core.predict import as_args
+from secateur.core.inputs import tensors
 from secateur.profiles.graph import Graph, op_name
 
 Values = dict[Node, Any]
@@ -85,7 +85,7 @@ class Replay:
         for node, name in self.graph.state.items():
             if node in self.graph.live:
                 values[node] = state[name] if name in state else self._tensors[name]
-        values.update(zip(self.graph.inputs, _tensors(as_args(inputs)), strict=True))
+        values.update(zip(self.graph.inputs, tensors(inputs), strict=True))
         values.update(cached or {})
         kept = set(wanted)
         for node in self.graph.compute:
@@ -110,9 +110,3 @@ def functional(node: Node) -> Callable[..., Any]:
         return target  # type: ignore[no-any-return]
     packet = getattr(getattr(torch.ops, target.namespace), op_name(node), None)
     return getattr(packet, target._overloadname, target) if packet is not None else target
-
-
-def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
-    from torch.utils import _pytree as pytree
-
-    return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]

@@ -35,7 +35,7 @@ def trace(model: nn.Module, inputs: Any, tasks: Iterable[str] = (), *, trial: bo
 
     Args:
         model: any module that torch.export can trace; not changed.
-        inputs: one batch as the model takes it: a tensor or a tuple of tensors.
+        inputs: one batch as the model takes it: a tensor, a tuple or a dict of tensors.
         tasks: names of the tasks, needed when the model is called as `forward(x, task)`.
         trial: cut a copy of the model to find the groups whose sizes the model's own code fixes.
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.compress.experts.usage import Table
-from secateur.core.predict import batch_size, evaluating, predict
+from secateur.core.inputs import batch_size
+from secateur.core.predict import evaluating, predict
 from secateur.core.task import Workload
 
 

@@ -15,7 +15,8 @@ from secateur.compress.experts.layers import ExpertLayer
 from secateur.compress.experts.usage import call, watching
 from secateur.core.errors import DataError
 from secateur.core.experts import route
-from secateur.core.predict import batch_size, evaluating
+from secateur.core.inputs import batch_size
+from secateur.core.predict import evaluating
 from secateur.core.task import Batch
 
 Tokens = list[list[int]]

@@ -18,7 +18,8 @@ from secateur.compress.experts.layers import ExpertLayer, find
 from secateur.compress.experts.twin import twinned
 from secateur.core.errors import DataError
 from secateur.core.experts import by_expert, route
-from secateur.core.predict import as_args, evaluating, takes_task
+from secateur.core.inputs import call_model, takes_task
+from secateur.core.predict import evaluating
 from secateur.core.progress import track
 from secateur.core.task import Batch, Workload
 
@@ -98,7 +99,7 @@ def probe(model: nn.Module, layers: Sequence[ExpertLayer], batches: Iterable[Bat
 
 def call(model: nn.Module, inputs: Any, task: str) -> Any:
     """Run the model for one task, if it runs tasks one at a time."""
-    return model(*as_args(inputs), task=task) if takes_task(model) else model(*as_args(inputs))
+    return call_model(model, inputs, task if takes_task(model) else None)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.core.errors import DataError
-from secateur.core.predict import batch_size
+from secateur.core.inputs import batch_size
 from secateur.core.task import Batch
 
 

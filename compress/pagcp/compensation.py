@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.compress.channel_map import ChannelMap
 from secateur.compress.least_squares import least_squares
 from secateur.compress.pagcp.windows import Rows, observe, readable
+from secateur.core.inputs import batch_size
 from secateur.core.modes import averaging
-from secateur.core.predict import batch_size, evaluating, predict
+from secateur.core.predict import evaluating, predict
 from secateur.core.task import Batch, Task
 
 SAMPLES = 128

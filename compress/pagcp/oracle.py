@@ -28,7 +28,8 @@ from secateur.compress.pagcp.sampling import Estimate, Losses, Standing, estimat
 from secateur.compress.pagcp.session import FEWEST_CHUNKS, Session
 from secateur.compress.speed import fast_layout, float32, in_layout
 from secateur.core.errors import ModelError
-from secateur.core.predict import batch_size, evaluating, pick_tasks, predict, takes_task, task_losses
+from secateur.core.inputs import batch_size, takes_task
+from secateur.core.predict import evaluating, pick_tasks, predict, task_losses
 from secateur.core.task import Batch, Task
 from secateur.profiles.graph import Graph, ancestors
 from secateur.profiles.macs import node_macs

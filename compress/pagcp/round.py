@@ -32,7 +32,7 @@ from secateur.compress.speed import fast_bfloat16
 from secateur.core.budget import Limit
 from secateur.core.costs import Costs
 from secateur.core.errors import DataError, ModelError
-from secateur.core.predict import batch_size
+from secateur.core.inputs import batch_size
 from secateur.core.progress import bar
 from secateur.core.task import Workload
 from secateur.targets.hardware import Hardware

@@ -15,7 +15,7 @@ from secateur.compress.channel_map import tensor_aliases
 from secateur.compress.dataflow.costs import CostModel
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.core.elastic import Figures
-from secateur.core.predict import takes_task
+from secateur.core.inputs import takes_task
 from secateur.profiles.count import outputs_of
 from secateur.profiles.graph import ancestors
 from secateur.profiles.latency.operators import Operator

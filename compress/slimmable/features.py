@@ -20,7 +20,8 @@ from torch.fx import Node
 from secateur.compress.dataflow.replay import Replay
 from secateur.compress.recording import recording
 from secateur.compress.slimmable.space import Configuration, Space
-from secateur.core.predict import as_args, evaluating, takes_task
+from secateur.core.inputs import call_model, takes_task
+from secateur.core.predict import evaluating
 from secateur.profiles.count import outputs_of
 from secateur.profiles.graph import Graph, ancestors
 
@@ -47,7 +48,7 @@ def find_features(space: Space, inputs: Any) -> tuple[Feature, ...]:
     with torch.no_grad():
         _, values = Replay(graph, groups.model).run(inputs, {}, wanted=nodes)
     with evaluating(groups.model), recording(groups.model, [path for path, _ in groups.model.named_modules()]) as seen:
-        groups.model(*as_args(inputs))
+        call_model(groups.model, inputs)
     found = []
     for node in nodes:
         labels = groups.labels.get(node, {})

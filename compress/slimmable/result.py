@@ -33,6 +33,7 @@ from secateur.core.elastic import Table
 from secateur.core.elastic.files import TABLE, read_table
 from secateur.core.errors import BundleError
 from secateur.core.files import canonical_json
+from secateur.core.inputs import batch_size, samples
 from secateur.core.predict import evaluate
 from secateur.core.task import Workload, delta_mtl
 from secateur.profiles.count import count
@@ -95,12 +96,8 @@ def _halved(path: Path, trained: Collection[str]) -> bytes:
 
 def traced_inputs(workload: Workload) -> Any:
     """What models are traced with: up to two samples of calibration data."""
-    from secateur.core.predict import as_args, batch_size
-
     inputs, _ = next(iter(workload.calibration))
-    size = min(2, batch_size(inputs))
-    cut = [value[:size] if isinstance(value, Tensor) and value.ndim else value for value in as_args(inputs)]
-    return tuple(cut) if isinstance(inputs, (tuple, list)) else cut[0]
+    return samples(inputs, min(2, batch_size(inputs)))
 
 
 def collect_statistics(judge: Judge, table: Table) -> dict[str, Tensor]:

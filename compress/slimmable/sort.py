@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 from secateur.compress.channel_map import named_tensors
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups
 from secateur.core.errors import BudgetError
-from secateur.core.predict import as_args, evaluating, takes_task
+from secateur.core.inputs import call_model, takes_task
+from secateur.core.predict import evaluating
 
 CRITERIA = ("l1", "taylor", "none")
 TOLERANCE = 1e-3
@@ -122,9 +123,9 @@ def _culprits(
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Any, tasks: Sequence[str]) -> list[Tensor]:
-    calls: list[dict[str, str]] = [{"task": task} for task in tasks] if takes_task(model) else [{}]
+    calls: Sequence[str | None] = tasks if takes_task(model) else [None]
     with evaluating(model):
-        values = [model(*as_args(inputs), **kwargs) for kwargs in calls]
+        values = [call_model(model, inputs, task) for task in calls]
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
 
 

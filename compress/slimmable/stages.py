@@ -22,7 +22,7 @@ from secateur.compress.pagcp.sequence import channel_step
 from secateur.compress.slimmable.parts import Parts, heads_of, share_within
 from secateur.core.elastic import Stage
 from secateur.core.errors import BudgetError, ModelError
-from secateur.core.predict import takes_task
+from secateur.core.inputs import takes_task
 from secateur.profiles.count import outputs_of
 from secateur.profiles.graph import Graph, ancestors, op_name, shape
 from secateur.profiles.macs import arguments

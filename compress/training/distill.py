@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.compress.least_squares import least_squares
 from secateur.compress.recording import recording
-from secateur.core.predict import as_args, evaluating, pick_tasks, takes_task
+from secateur.core.inputs import call_model, takes_task
+from secateur.core.predict import evaluating, pick_tasks
 from secateur.core.task import Task
 
 POINTS = 3
@@ -129,10 +130,10 @@ def _features(seen: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
 def _calls(model: nn.Module, inputs: Any, tasks: Sequence[Task]) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """(tasks, their predictions) of every call that the model needs."""
     if not takes_task(model):
-        yield [task.name for task in tasks], pick_tasks(model(*as_args(inputs)), tasks)
+        yield [task.name for task in tasks], pick_tasks(call_model(model, inputs), tasks)
         return
     for task in tasks:
-        yield [task.name], {task.name: model(*as_args(inputs), task=task.name)}
+        yield [task.name], {task.name: call_model(model, inputs, task.name)}
 
 
 def _leaf(tensor: Tensor) -> Tensor:

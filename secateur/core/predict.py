@@ -9,7 +9,6 @@ Handles models that return nested dicts or named tuples, with extra outputs, and
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,29 +19,10 @@ from torch import nn
 
 from secateur.core.device import Moved, update
 from secateur.core.errors import DataError, ModelError, SecateurError, described
+from secateur.core.inputs import call_model, names_of, takes_task, tensors
 from secateur.core.modes import modes_kept
 from secateur.core.progress import track
 from secateur.core.task import Batch, Task, Workload
-
-
-def as_args(inputs: Any) -> tuple[Any, ...]:
-    """The positional arguments a batch's input stands for."""
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-
-
-def batch_size(inputs: Any) -> int:
-    """Number of samples in a batch: the first dimension of the first tensor of the input."""
-    tensors = [value for value in as_args(inputs) if isinstance(value, torch.Tensor) and value.ndim]
-    if not tensors:
-        raise DataError(
-            f"the model's input is {type(inputs).__name__}, not a tensor", "yield tensors, or tuples of them"
-        )
-    return int(tensors[0].shape[0])
-
-
-def takes_task(model: nn.Module) -> bool:
-    """Whether the model is called one task at a time: `forward(x, task)`."""
-    return "task" in inspect.signature(model.forward).parameters
 
 
 def predict(model: nn.Module, inputs: Any, tasks: Iterable[Task]) -> dict[str, Any]:
@@ -52,8 +32,8 @@ def predict(model: nn.Module, inputs: Any, tasks: Iterable[Task]) -> dict[str, A
         ModelError: when the output has no prediction for a task; the message lists what it has.
     """
     if takes_task(model):
-        return {task.name: model(*as_args(inputs), task=task.name) for task in tasks}
-    return pick_tasks(model(*as_args(inputs)), tasks)
+        return {task.name: call_model(model, inputs, task.name) for task in tasks}
+    return pick_tasks(call_model(model, inputs), tasks)
 
 
 def pick_tasks(output: Any, tasks: Iterable[Task]) -> dict[str, Any]:
@@ -212,8 +192,14 @@ def _first_batch(loader: Iterable[Batch], split: str) -> Batch:
 
 
 def _check_shapes(workload: Workload, inputs: Any, split: str) -> None:
-    for got, wanted in zip(as_args(inputs), as_args(workload.example_input), strict=False):
-        if isinstance(got, torch.Tensor) and isinstance(wanted, torch.Tensor) and got.shape[1:] != wanted.shape[1:]:
+    example = workload.example_input
+    if names_of(inputs) != names_of(example):
+        raise DataError(
+            f"the {split} loader yields {_describe(inputs)}, the example input is {_describe(example)}",
+            "make example_input one sample as the loaders yield it",
+        )
+    for got, wanted in zip(tensors(inputs), tensors(example), strict=True):
+        if got.shape[1:] != wanted.shape[1:]:
             raise DataError(
                 f"the {split} loader yields inputs of shape {list(got.shape[1:])} a sample, "
                 f"the example input has {list(wanted.shape[1:])}",
@@ -226,4 +212,6 @@ def _describe(value: Any) -> str:
         return f"a tensor of shape {list(value.shape)}" if value.ndim else f"{value.item()}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value))}"
     return type(value).__name__

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Batch = tuple[Any, Mapping[str, Any]]
-"""One batch: (input, {task: target}). The input is what the model is called with: a tensor, or a tuple of them."""
+"""One batch: (input, {task: target}). The input is what the model is called with: a tensor, a tuple
+or a dict of them (see `secateur.core.inputs`)."""
 
 
 class Metric(Protocol):
@@ -105,7 +106,8 @@ class Workload:
         name: used for output folders and tables.
         model: the trained module; returns `{task: prediction}` (nested dicts and extra outputs are allowed), or is
             called one task at a time as `forward(x, task)`. Never changed by Secateur unless asked.
-        example_input: one input as the model takes it, batch size 1: a tensor or a tuple of tensors.
+        example_input: one input as the model takes it, batch size 1: a tensor, a tuple of arguments, or a dict of
+            arguments by name (or one dict, where the model's forward has no arguments of these names).
         tasks: at least one.
         train, calibration, test: iterables (loaders) of `(input, {task: target})` batches. Calibration drives the
             decisions, test is only used to report.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from secateur.core.bundle import Bundle, Manifest, changed_bundle
 from secateur.core.elastic.files import is_elastic, read_table
 from secateur.core.errors import BundleError, WorkloadError
-from secateur.core.predict import as_args, batch_size, evaluating, predict
+from secateur.core.inputs import batch_size, mapped
+from secateur.core.predict import evaluating, predict
 from secateur.core.task import Workload
 from secateur.profiles.count import count
 from secateur.profiles.report import Report, Sample, write_report
@@ -110,9 +111,9 @@ def _samples(workload: Workload, model: nn.Module) -> Sequence[Sample]:
 def _sample(workload: Workload, index: int, inputs: Any, values: Mapping[str, Mapping[str, Any]]) -> Sample:
     draw = workload.render
     assert draw is not None
-    one = tuple(_at(value, index) for value in as_args(inputs))
+    one = mapped(lambda value: _at(value, index), inputs)
     return Sample(
-        draw("input", one[0] if len(one) == 1 else one),
+        draw("input", one[0] if isinstance(one, (tuple, list)) and len(one) == 1 else one),
         {
             task: {role: draw(task, _at(found[task], index)) for role, found in values.items()}
             for task in workload.task_names

@@ -15,7 +15,7 @@ from secateur.compress.experts.routing import routing_tables
 from secateur.compress.experts.twin import twinned
 from secateur.core.costs import Latency, LayerProfile, Profile, with_ratios
 from secateur.core.errors import DeviceError
-from secateur.core.predict import takes_task
+from secateur.core.inputs import takes_task
 from secateur.core.task import Workload
 from secateur.profiles.graph import capture_tasks
 from secateur.targets.device import Device, RoutedLatency

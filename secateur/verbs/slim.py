@@ -28,7 +28,7 @@ from secateur.core.elastic import Choice, Table
 from secateur.core.elastic.files import TABLE
 from secateur.core.errors import DeviceError, ExportError, OutputError, ParityError
 from secateur.core.files import canonical_json, clear_errors, writing_folder
-from secateur.core.predict import as_args
+from secateur.core.inputs import tensors
 from secateur.core.progress import say, track
 from secateur.core.scratch import Scratch
 from secateur.core.task import Workload
@@ -154,7 +154,7 @@ def export_and_measure(source: ElasticSource, folder: Path, where: Sequence[Plac
     for place in filter(_runs_here, where):
         assert isinstance(place, Device)
         say(f"measuring widths on {place.name}")
-        inputs = [np.asarray(x) for x in as_args(source.workload.example_input) if isinstance(x, torch.Tensor)]
+        inputs = [np.asarray(value) for value in tensors(source.workload.example_input)]
         threads = place.settings.threads or len(machine.cores())
         found = measured_latencies(ElasticSession(folder, threads=threads), inputs, place.name)
         table = replace(table, latency={**table.latency, place.name: found})
@@ -196,7 +196,7 @@ def prove(source: ElasticSource, folder: Path) -> Parity:
 
 
 def _predict(session: ElasticSession, choice: Choice, inputs: object) -> dict[str, torch.Tensor]:
-    arrays = [value.detach().cpu().numpy() for value in as_args(inputs) if isinstance(value, torch.Tensor)]
+    arrays = [value.detach().cpu().numpy() for value in tensors(inputs)]
     return {task: torch.from_numpy(each) for task, each in session.run(*arrays, choice=choice).items()}
 
 

@@ -24,7 +24,7 @@ from traces import (
 )
 
 from secateur.compress.channel_map import ChannelMap
-from secateur.core.predict import as_args, takes_task
+from secateur.core.inputs import call_model, takes_task
 
 PRUNABLE = [name for name in NAMES if name not in ("fft", "slice_halves", "split_equal")]
 """Those three mix or cut their channels in code, which is found, and leaves nothing to prune."""
@@ -145,7 +145,7 @@ def test_the_cut_model_trains_one_step(prunable: Traced) -> None:
     calls = [{"task": task} for task in prunable.tasks] if takes_task(small) else [{}]
     optimizer = torch.optim.SGD(small.parameters(), lr=1e-3)
     for kwargs in calls:
-        found = leaves(small(*as_args(prunable.inputs), **kwargs))
+        found = leaves(call_model(small, prunable.inputs, **kwargs))
         torch.stack([tensor.float().square().mean() for tensor in found]).sum().backward()
     optimizer.step()
     assert all(torch.isfinite(tensor).all() for tensor in outputs(small, prunable.inputs, prunable.tasks))

@@ -16,7 +16,7 @@ from secateur.compress.slimmable.elastic import ElasticModel
 from secateur.compress.slimmable.sort import order, permute, sort_channels
 from secateur.compress.slimmable.space import Configuration, Space
 from secateur.compress.slimmable.stages import Rule
-from secateur.core.predict import as_args, takes_task
+from secateur.core.inputs import call_model, takes_task
 
 CONFIGURATIONS = 4
 
@@ -51,7 +51,7 @@ def some(space: Space, seed: int = 0) -> list[Configuration]:
 def run(elastic: ElasticModel, configuration: Configuration, case: Traced) -> list[Tensor]:
     subnet = elastic.at(configuration)
     calls = [{"task": task} for task in case.tasks] if takes_task(subnet) else [{}]
-    return [leaf for kwargs in calls for leaf in leaves(subnet(*as_args(case.inputs), **kwargs))]
+    return [leaf for kwargs in calls for leaf in leaves(call_model(subnet, case.inputs, **kwargs))]
 
 
 def test_elastic_is_the_cut_static_model_bit_for_bit(case: Traced) -> None:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups, trace
-from secateur.core.predict import as_args, takes_task
+from secateur.core.inputs import call_model, takes_task
 
 SMALL = {
     "resnet18": {"width": 8, "size": 32, "classes": 10, "batch": 2},
@@ -73,7 +73,7 @@ def outputs(model: nn.Module, inputs: Any, tasks: Sequence[str] = ()) -> list[Te
     """All tensors that the model returns in evaluation mode, for all of its tasks."""
     model.eval()
     calls = [{"task": task} for task in tasks] if takes_task(model) else [{}]
-    return [leaf for kwargs in calls for leaf in leaves(model(*as_args(inputs), **kwargs))]
+    return [leaf for kwargs in calls for leaf in leaves(call_model(model, inputs, **kwargs))]
 
 
 def masked_outputs(groups: ChannelGroups, keep: Mapping[str, Any], inputs: Any) -> list[Tensor]:

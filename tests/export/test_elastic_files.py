@@ -25,7 +25,7 @@ from secateur.compress.slimmable.settings import Settings
 from secateur.compress.slimmable.space import Space
 from secateur.compress.slimmable.tabulate import Judge, tabulate
 from secateur.core.errors import BundleError, ExportError
-from secateur.core.predict import takes_task
+from secateur.core.inputs import takes_task
 from secateur.core.task import Task, Workload
 from secateur.export import elastic_session
 from secateur.export.elastic_graph import ElasticSource

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 from secateur.core.errors import ModelError
-from secateur.core.predict import as_args, batch_size, takes_task
+from secateur.core.inputs import batch_size, call_model, mapped, takes_task
 from secateur.profiles.count import CostTable, TaskCost, count, count_graphs
 from secateur.profiles.graph import capture
 
@@ -32,7 +32,7 @@ def flops_by_torch(model: nn.Module, inputs: Any) -> int:
     calls: list[dict[str, str]] = [{"task": task} for task in model.tasks] if takes_task(model) else [{}]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         for options in calls:
-            model(*as_args(inputs), **options)
+            call_model(model, inputs, **options)
     return counter.get_total_flops() // batch_size(inputs)
 
 
@@ -67,8 +67,8 @@ def test_published_figures(name: str, gmacs: float, params: int) -> None:
 @pytest.mark.parametrize("name", ["two_heads", "inplace", "learned_scale", "weight_standardised", "vit", "two_inputs"])
 def test_figures_are_per_sample_whatever_the_batch(name: str) -> None:
     model, inputs = ZOO[name]()
-    single = tuple(value[:1] for value in as_args(inputs))
-    several = tuple(torch.cat([value, value, value[:1]]) for value in as_args(inputs))
+    single = mapped(lambda value: value[:1], inputs)
+    several = mapped(lambda value: torch.cat([value, value, value[:1]]), inputs)
     assert count(model, single) == count(model, several)
 
 

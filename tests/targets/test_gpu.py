@@ -124,14 +124,6 @@ def test_torch_runs_what_has_modules_in_evaluation_mode_and_leaves_them_alone(
         measure_gpu({"file": Network(path)}, device="cpu")
 
 
-def test_a_batch_is_cut_or_repeated_to_its_size() -> None:
-    two, label = torch.arange(6.0).reshape(2, 3), torch.tensor(1.0)
-    for count in (1, 2, 5):
-        images, extra = gpu._samples((two, label), count)
-        assert torch.equal(images, two[torch.arange(count) % 2])
-        assert torch.equal(extra, label)
-
-
 def test_open_dimensions_are_fixed_for_runtimes_that_want_it(tmp_path: Path) -> None:
     inputs = Network(products(tmp_path / "open.onnx", 2)).inputs(5, {})
     fixed = load(gpu._of_fixed_shapes(tmp_path / "open.onnx", inputs, tmp_path / "fixed.onnx"))

@@ -14,7 +14,8 @@ from torch import nn
 
 from secateur.compress.dataflow import ChannelGroup, ChannelGroups, trace
 from secateur.compress.pagcp.settings import RATIOS
-from secateur.core.predict import batch_size, predict
+from secateur.core.inputs import batch_size
+from secateur.core.predict import predict
 from secateur.core.task import Batch, Task, Workload
 from secateur.profiles.count import count
 
