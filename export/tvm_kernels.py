@@ -59,12 +59,11 @@ class Tile:
         def work(tile: Tile) -> float:
             panel = tile.vectors * cpu.width
             padded = math.ceil(rows / tile.rows) * tile.rows * math.ceil(columns / panel) * panel
-            waiting = max(1.0, 8 / (tile.rows * tile.vectors))
-            return padded * waiting * (1 + 0.2 / tile.rows + 0.2 / tile.vectors)
+            return padded * (1 + 1 / tile.rows + 0.25 / tile.vectors + 4.5 / (tile.rows * tile.vectors))
 
         limit = cpu.accumulators
         tiles = [cls(r, v) for r in range(1, min(rows, limit) + 1) for v in (1, 2, 3, 4, 6, 8) if r * v <= limit]
-        return sorted(tiles, key=work)
+        return sorted(tiles, key=lambda tile: (work(tile), -tile.rows))
 
 
 def panels(weight: Array, panel: int) -> Array:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.export import tvm_kernels as kernels
 from secateur.export.runtime import Array
 from secateur.export.tvm_kernels import Geometry, Tile, Vectors
 
+FEW = 8
+"""Sums at a time in a depthwise convolution: its few steps are written out, and more of them would not stay in registers."""
 Program = tuple[Callable[..., Any], Array | None]
 """A kernel, and its weights as that kernel wants them; None where both sides are computed."""
 
@@ -29,6 +31,8 @@ class Product:
     macs: int
     program: Callable[[Tile], Program] = field(compare=False)
     extra: str = ""
+    accumulators: int = 99
+    """Sums that are worth keeping in registers at a time."""
 
     @property
     def key(self) -> str:
@@ -37,13 +41,19 @@ class Product:
         return f"{self.name} {shapes} to {self.columns} {self.extra}".strip()
 
 
+    def tiles(self, cpu: Vectors) -> list[Tile]:
+        """From the least work to the most."""
+        room = replace(cpu, accumulators=min(cpu.accumulators, self.accumulators))
+        return Tile.ranked(self.rows, self.columns, room)
+
+
 Choose = Callable[[Product], Tile]
 """How the tile of a product is chosen."""
 
 
 def by_rule(cpu: Vectors) -> Choose:
     """The tile with the least work."""
-    return lambda product: Tile.choose(product.rows, product.columns, cpu)
+    return lambda product: product.tiles(cpu)[0]
 
 
 def matrix(shape: tuple[int, ...], weight: Array, cpu: Vectors, name: str = "matmul") -> Product:
@@ -84,7 +94,7 @@ def convolution(
             packed = kernels.panels(weight[:, :, 0], tile.vectors * cpu.width)
             return lambda x, w: kernels.depthwise(x, w, columns, tile, geometry), packed
 
-        return Product("depthwise", (shape,), out[2], columns, macs, each, extra)
+        return Product("depthwise", (shape,), out[2], columns, macs, each, extra, FEW)
 
     def general(tile: Tile) -> Program:
         panel = tile.vectors * cpu.width

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,11 @@ PRODUCTS, NUMBERS = 1 << 18, 1 << 14
 six microseconds' work, against two or three for waking a thread."""
 LIGHTER = 4
 """Multiplications of a tile product in the time of one in a depthwise convolution, whose operands serve no other."""
-STRIP = 8
+SHARES = 16
+"""Parts in which rows are shared out among threads."""
+LIGHT = 1 << 17
+"""Most weights that every thread reads as a whole: they stay in a core's cache."""
+STRIP = 4
 """Lines of a depthwise convolution's output that are computed in one go."""
 
 
@@ -109,16 +114,51 @@ class _Function:
         depthwise = not any(self._name_of(loop).startswith("rc") for loop in reductions)
         lines = self._strips(outer) if depthwise else []
         sch.reorder(column, *outer, *lines, row, *reductions, inner, lane)
-        shared = sch.fuse(column, *outer, row) if flat else sch.fuse(column, *outer)
+        if self._light(tile):
+            shared, row = self._by_rows(column, outer, lines, row, flat)
+            at = column
+        else:
+            shared, row = self._by_panels(column, outer, row, flat)
+            at = shared
         for block in before:
-            self._strip(block, shared) if lines else self._pointwise(block)
-        at = shared if flat else row
-        sch.reverse_compute_at(out, at, preserve_unit_loops=True)
+            self._strip(block, at) if lines else self._pointwise(block)
+        sch.reverse_compute_at(out, row, preserve_unit_loops=True)
         self._registers(sch.get_loops(out)[-1:], [])
         self._registers([lane], [inner, *(reductions if depthwise else ())])
         if self._total(sch.get_loops(tile)) * (LIGHTER if depthwise else 1) >= PRODUCTS:
             sch.parallel(shared)
         sch.decompose_reduction(tile, reductions[0])
+
+    def _by_panels(self, column: Any, outer: list[Any], row: Any, flat: bool) -> tuple[Any, Any]:
+        """Panel by panel, each shared out with the rows that pass it."""
+        if flat:
+            shared = self.sch.fuse(column, *outer, row)
+            return shared, shared
+        return self.sch.fuse(column, *outer), row
+
+    def _by_rows(self, column: Any, outer: list[Any], lines: list[Any], row: Any, flat: bool) -> tuple[Any, Any]:
+        """Some rows after the other, and for each all panels: a thread reads what it wrote in the layer before."""
+        if flat:
+            row, inner = self._shares(row)
+            self.sch.reorder(*outer, row, column, inner)
+            return self.sch.fuse(*outer, row), inner
+        if not lines:
+            outer[-1], line = self._shares(outer[-1])
+            lines = [line]
+        self.sch.reorder(*outer, column, *lines, row)
+        return self.sch.fuse(*outer), row
+
+    def _shares(self, loop: Any) -> tuple[Any, Any]:
+        """A loop as SHARES equal parts, or somewhat more where it does not divide, and the loop over one of them."""
+        part = _divisor(self._extent(loop), max(1, self._extent(loop) // SHARES))
+        first, second = self.sch.split(loop, [None, part])
+        return first, second
+
+    def _light(self, tile: Any) -> bool:
+        """Whether a product's weights are few beside the values that it reads and writes."""
+        block = self.sch.get(tile)
+        value, weight, result = (_size(each.source) for each in (*block.reads[:2], block.writes[0]))
+        return len(block.reads) == 2 and weight <= min(LIGHT, value + result)
 
     def _strips(self, outer: list[Any]) -> list[Any]:
         """Make the last of some loops go from strip to strip; the loop over a strip's lines, where there is one."""
@@ -261,6 +301,11 @@ class _Function:
     def _selects(self, block: Any) -> bool:
         """Whether the block chooses between values by their place, as padding and concatenation do."""
         return "if_then_else" in str(self.sch.get(block).body)
+
+
+def _size(buffer: Any) -> int:
+    """How many numbers a buffer holds."""
+    return math.prod(int(size) for size in buffer.shape)
 
 
 def _divisor(size: int, limit: int) -> int:

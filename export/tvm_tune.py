@@ -78,7 +78,7 @@ def tune(recorder: Recorder, file: Path, target: Any, cpu: Vectors, trials: int)
     for product in heavy:
         if product.key in known or trials < 2:
             continue
-        tiles = Tile.ranked(product.rows, product.columns, cpu)[: min(trials, CANDIDATES)]
+        tiles = product.tiles(cpu)[: min(trials, CANDIDATES)]
         trials -= len(tiles)
         times = {tile: _milliseconds(product, tile, target, cpu) for tile in tiles}
         known[product.key] = min(times, key=lambda tile: times[tile])
