@@ -138,7 +138,7 @@ class _Function:
 
     def _by_rows(self, column: Any, outer: list[Any], lines: list[Any], row: Any, flat: bool) -> tuple[Any, Any]:
         """Some rows after the other, and for each all panels: a thread reads what it wrote in the layer before."""
-        if flat:
+        if flat or not outer:
             row, inner = self._shares(row)
             self.sch.reorder(*outer, row, column, inner)
             return self.sch.fuse(*outer, row), inner
