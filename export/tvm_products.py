@@ -31,6 +31,8 @@ class Product:
     macs: int
     program: Callable[[Tile], Program] = field(compare=False)
     extra: str = ""
+    lines: int = 1
+    """Lines of so many rows each that one tile may hold several of."""
     accumulators: int = 99
     """Sums that are worth keeping in registers at a time."""
 
@@ -44,7 +46,7 @@ class Product:
     def tiles(self, cpu: Vectors) -> list[Tile]:
         """From the least work to the most."""
         room = replace(cpu, accumulators=min(cpu.accumulators, self.accumulators))
-        return Tile.ranked(self.rows, self.columns, room)
+        return Tile.ranked(self.rows, self.columns, room, self.lines)
 
 
 Choose = Callable[[Product], Tile]
@@ -64,7 +66,7 @@ def matrix(shape: tuple[int, ...], weight: Array, cpu: Vectors, name: str = "mat
     def program(tile: Tile) -> Program:
         return (
             lambda x, w: kernels.matmul(x, w, columns, tile),
-            kernels.panels(weight, tile.vectors * cpu.width),
+            kernels.panels(weight, tile.vectors * cpu.width, cpu.width),
         )
 
     return Product(name, (shape,), rows, columns, rows * depth * columns, program)
@@ -91,15 +93,17 @@ def convolution(
     if depth == 1 and groups == columns == shape[3]:
 
         def each(tile: Tile) -> Program:
-            packed = kernels.panels(weight[:, :, 0], tile.vectors * cpu.width)
+            panel = tile.vectors * cpu.width
+            packed = kernels.panels(weight[:, :, 0], panel, panel)
             return lambda x, w: kernels.depthwise(x, w, columns, tile, geometry), packed
 
-        return Product("depthwise", (shape,), out[2], columns, macs, each, extra, FEW)
+        return Product("depthwise", (shape,), out[2], columns, macs, each, extra, accumulators=FEW)
 
     def general(tile: Tile) -> Program:
-        panel = tile.vectors * cpu.width
+        panel, lanes = tile.vectors * cpu.width, cpu.width
         if groups > 1:  # a panel lies within one group
             panel = max(size for size in range(1, panel + 1) if (columns // groups) % size == 0)
-        return lambda x, w: kernels.conv2d(x, w, columns, tile, geometry, groups), kernels.panels(weight, panel)
+            lanes = math.gcd(panel, lanes)
+        return lambda x, w: kernels.conv2d(x, w, columns, tile, geometry, groups), kernels.panels(weight, panel, lanes)
 
-    return Product("conv2d", (shape,), out[2], columns, macs, general, extra)
+    return Product("conv2d", (shape,), out[2], columns, macs, general, extra, lines=out[1])

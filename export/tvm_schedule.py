@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from secateur.export.tvm_kernels import ROWS, Vectors
+from secateur.export.tvm_kernels import LINES, ROWS, Vectors
 
 PRODUCTS, NUMBERS = 1 << 18, 1 << 14
 """Least multiplications of a tile product, and least numbers of anything else, that are shared out among threads: some
@@ -101,8 +101,9 @@ class _Function:
     # -- tile products
 
     def _tile(self, tile: Any) -> None:
-        sch, rows = self.sch, int(self.sch.get(tile).annotations[ROWS])
-        sch.unannotate(tile, ROWS)
+        sch, notes = self.sch, dict(self.sch.get(tile).annotations)
+        for note in notes:
+            sch.unannotate(tile, note)
         out = self._blocks()[-1]
         before = [b for b in self._blocks() if b not in (tile, out) and self._name(b).startswith(("pad", "pack"))]
         loops, reductions = self._split_kinds(tile)
@@ -110,10 +111,14 @@ class _Function:
         flat = len(outer) < len(self._out_shape(out)) - 2
         if flat:
             self._rows_by_columns(out)
-        row, inner = sch.split(row, [None, rows])
+        row, inner = sch.split(row, [None, int(notes[ROWS])])
+        held = [inner]
+        if LINES in notes:
+            outer[-1], line = sch.split(outer[-1], [None, int(notes[LINES])])
+            held = [line, inner]
         depthwise = not any(self._name_of(loop).startswith("rc") for loop in reductions)
         lines = self._strips(outer) if depthwise else []
-        sch.reorder(column, *outer, *lines, row, *reductions, inner, lane)
+        sch.reorder(column, *outer, *lines, row, *reductions, *held, lane)
         if self._light(tile):
             shared, row = self._by_rows(column, outer, lines, row, flat)
             at = column
@@ -124,7 +129,7 @@ class _Function:
             self._strip(block, at) if lines else self._pointwise(block)
         sch.reverse_compute_at(out, row, preserve_unit_loops=True)
         self._registers(sch.get_loops(out)[-1:], [])
-        self._registers([lane], [inner, *(reductions if depthwise else ())])
+        self._registers([lane], [*held, *(reductions if depthwise else ())])
         if self._total(sch.get_loops(tile)) * (LIGHTER if depthwise else 1) >= PRODUCTS:
             sch.parallel(shared)
         sch.decompose_reduction(tile, reductions[0])
