@@ -27,6 +27,9 @@ from secateur.export.runtime import Array
 ROWS, LINES = "secateur.rows", "secateur.lines"
 """Annotations of a tile block: how many rows of the output it keeps in registers, of how many lines of a picture."""
 
+DEPTHWISE = 8
+"""Sums at a time in a depthwise convolution: its few steps are written out, and more would not stay in registers."""
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -50,27 +53,29 @@ class Tile:
         return cls.ranked(rows, columns, cpu, lines)[0]
 
     @classmethod
-    def ranked(cls, rows: int, columns: int, cpu: Vectors, lines: int = 1) -> list[Tile]:
+    def ranked(cls, rows: int, columns: int, cpu: Vectors, lines: int = 1, *, depthwise: bool = False) -> list[Tile]:
         """Tiles from the least work to the most.
 
         Work is what is computed, filled-up rows and columns included, times what a step costs besides the
-        multiplications: a load for each vector of weights, which come from further away than the values of the rows,
-        and waiting, where there are few accumulators. The factors were fitted to times of convolutions of 64 to 512
-        channels on an Intel Xeon with vectors of 16.
+        multiplications: a load for each vector of weights, which come from further away than the values of the rows;
+        a value for each row, which in a depthwise convolution is the vector itself; and waiting, where there are few
+        accumulators. The factors were fitted to times of convolutions of 64 to 512 channels on an Intel Xeon, with
+        vectors of 16 and of 8.
         """
+        limit = min(cpu.accumulators, DEPTHWISE) if depthwise else cpu.accumulators
+        far, spread, waiting = cpu.width / 16, 0.0 if depthwise else 0.3, 3.0
 
         def work(tile: Tile) -> float:
             panel = tile.vectors * cpu.width
             high = max(1, tile.rows // rows)
             wide = min(tile.rows, rows)
             covered = math.ceil(lines / high) * high * math.ceil(rows / wide) * wide
-            steps = covered * (1 + 1 / tile.rows + 0.25 / tile.vectors + 4.5 / (tile.rows * tile.vectors))
-            return steps * math.ceil(columns / panel) * panel
+            padded = covered * math.ceil(columns / panel) * panel
+            return padded * (1 + far / tile.rows + spread / tile.vectors + waiting / (tile.rows * tile.vectors))
 
-        limit = cpu.accumulators
         heights = [*range(1, min(rows, limit) + 1), *(rows * high for high in range(2, lines + 1))]
         tiles = [cls(r, v) for r in heights for v in (1, 2, 3, 4, 6, 8) if r * v <= limit]
-        return sorted(tiles, key=lambda tile: (work(tile), -tile.rows))
+        return sorted(tiles, key=work)
 
 
 def panels(weight: Array, panel: int, lanes: int) -> Array:
@@ -84,7 +89,7 @@ def panels(weight: Array, panel: int, lanes: int) -> Array:
 
 
 def conv2d(x: Any, weight: Any, columns: int, tile: Tile, geometry: Geometry, groups: int = 1) -> Any:
-    """NHWC convolution with weights in panels `[F / panel, strips, kh, kw, C / groups, lanes]`; an output `[N, H, W, F]`.
+    """NHWC convolution, weights in panels `[F / panel, strips, kh, kw, C / groups, lanes]`; an output `[N, H, W, F]`.
 
     With groups, a panel lies within one group.
     """
@@ -103,7 +108,8 @@ def conv2d(x: Any, weight: Any, columns: int, tile: Tile, geometry: Geometry, gr
     product = _compute(
         (n, high, rows, count, panel),
         lambda b, y, x_, fo, j: te.sum(
-            padded[b, line(y) * sy + ry * dy, column(x_) * sx + rx * dx, first(fo) + rc] * weight[fo, j // lanes, ry, rx, rc, j % lanes],
+            padded[b, line(y) * sy + ry * dy, column(x_) * sx + rx * dx, first(fo) + rc]
+            * weight[fo, j // lanes, ry, rx, rc, j % lanes],
             axis=[ry, rx, rc],
         ),
         name="tile",

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.export import tvm_kernels as kernels
 from secateur.export.runtime import Array
 from secateur.export.tvm_kernels import Geometry, Tile, Vectors
 
-FEW = 8
-"""Sums at a time in a depthwise convolution: its few steps are written out, and more of them would not stay in registers."""
 Program = tuple[Callable[..., Any], Array | None]
 """A kernel, and its weights as that kernel wants them; None where both sides are computed."""
 
@@ -33,8 +31,6 @@ class Product:
     extra: str = ""
     lines: int = 1
     """Lines of so many rows each that one tile may hold several of."""
-    accumulators: int = 99
-    """Sums that are worth keeping in registers at a time."""
 
     @property
     def key(self) -> str:
@@ -42,11 +38,9 @@ class Product:
         shapes = " ".join("x".join(map(str, shape)) for shape in self.inputs)
         return f"{self.name} {shapes} to {self.columns} {self.extra}".strip()
 
-
     def tiles(self, cpu: Vectors) -> list[Tile]:
         """From the least work to the most."""
-        room = replace(cpu, accumulators=min(cpu.accumulators, self.accumulators))
-        return Tile.ranked(self.rows, self.columns, room, self.lines)
+        return Tile.ranked(self.rows, self.columns, cpu, self.lines, depthwise=self.name == "depthwise")
 
 
 Choose = Callable[[Product], Tile]
@@ -97,7 +91,7 @@ def convolution(
             packed = kernels.panels(weight[:, :, 0], panel, panel)
             return lambda x, w: kernels.depthwise(x, w, columns, tile, geometry), packed
 
-        return Product("depthwise", (shape,), out[2], columns, macs, each, extra, accumulators=FEW)
+        return Product("depthwise", (shape,), out[2], columns, macs, each, extra)
 
     def general(tile: Tile) -> Program:
         panel, lanes = tile.vectors * cpu.width, cpu.width

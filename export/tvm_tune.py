@@ -27,6 +27,8 @@ from secateur.export.tvm_products import Choose, Product, by_rule
 from secateur.export.tvm_schedule import schedule_module
 
 Found = Mapping[str, Tile]
+SCHEDULE = 2
+"""Counts on when another schedule or layout makes other tiles the fastest: what was found before is not used then."""
 CANDIDATES = 8
 """Tiles that are tried for one product, the rule's first."""
 REPEATS = 7
@@ -58,7 +60,7 @@ def known_tiles(file: Path) -> dict[str, Tile]:
 def database(cpu: str, version: str) -> Path:
     """The file of one CPU and version of TVM, below `$SECATEUR_CACHE` or the user's cache folder."""
     folder = cache_folder()
-    return folder / "tvm" / f"{cpu}-{version}.json"
+    return folder / "tvm" / f"{cpu}-{version}-{SCHEDULE}.json"
 
 
 def chooser(file: Path, cpu: Vectors) -> Choose:
