@@ -139,6 +139,6 @@ def tvm(document: Document) -> list[str]:
     return [
         *table(("network", "threads", "ONNX Runtime, ms", "TVM, ms", "ratio"), rows), "",
         goal("parity on convolution nets within 5 %, on one and two threads", not slow,
-             f"Not {', '.join(slow)}: depthwise convolutions of few channels, of which a thread's share is small."),
+             f"Not {', '.join(slow)}."),
         goal(f"≤ 1.5× on ViTs (worst: {vit:.2f}×)", vit <= 1.5),
     ]  # fmt: skip

@@ -3,8 +3,9 @@
     module = CpuSchedule(Vectors(16, 24))(module)
 
 - Tile products (tvm_kernels.py): panel by panel, so that a panel of weights stays in the cache while the rows pass;
-  a tile of rows x panel is kept in registers through the whole reduction; what follows (bias, residual, activation)
-  is done on the tile before it is written.
+  where weights are few, some rows after the other, all panels for each, so that a thread reads what it wrote in the
+  layer before. A tile of rows x panel is kept in registers through the whole reduction; what follows (bias, residual,
+  activation) is done on the tile before it is written.
 - Reductions: vectors along what is not reduced; steps of one row (softmax, layer norm) share the loop over rows.
 - All else: one loop, vectorised, and in parallel where it is worth a thread's time.
 """
@@ -22,6 +23,8 @@ PRODUCTS, NUMBERS = 1 << 18, 1 << 14
 six microseconds' work, against two or three for waking a thread."""
 LIGHTER = 4
 """Multiplications of a tile product in the time of one in a depthwise convolution, whose operands serve no other."""
+STREAMS, DEEP = 4, 64
+"""Places at which a reduction of at least so many steps goes on at a time."""
 SHARES = 16
 """Parts in which rows are shared out among threads."""
 LIGHT = 1 << 17
@@ -111,12 +114,9 @@ class _Function:
         flat = len(outer) < len(self._out_shape(out)) - 2
         if flat:
             self._rows_by_columns(out)
-        row, inner = sch.split(row, [None, int(notes[ROWS])])
-        held = [inner]
-        if LINES in notes:
-            outer[-1], line = sch.split(outer[-1], [None, int(notes[LINES])])
-            held = [line, inner]
         depthwise = not any(self._name_of(loop).startswith("rc") for loop in reductions)
+        row, inner = sch.split(row, [None, int(notes[ROWS])])
+        held = [*self._streams(reductions), *self._high(outer, notes), inner]
         lines = self._strips(outer) if depthwise else []
         sch.reorder(column, *outer, *lines, row, *reductions, *held, lane)
         if self._light(tile):
@@ -133,6 +133,23 @@ class _Function:
         if self._total(sch.get_loops(tile)) * (LIGHTER if depthwise else 1) >= PRODUCTS:
             sch.parallel(shared)
         sch.decompose_reduction(tile, reductions[0])
+
+    def _high(self, outer: list[Any], notes: dict[str, Any]) -> list[Any]:
+        """The loop over the lines that a tile has, where it has several; the last of the outer loops goes by tiles."""
+        if LINES not in notes:
+            return []
+        outer[-1], line = self.sch.split(outer[-1], [None, int(notes[LINES])])
+        return [line]
+
+    def _streams(self, reductions: list[Any]) -> list[Any]:
+        """Make the last of some reductions go along STREAMS parts of itself side by side, so that weights come from as
+        many places at once, of each of which the processor fetches ahead. The loop over the parts, if there is one."""
+        size = self._extent(reductions[-1])
+        parts = next(count for count in (STREAMS, STREAMS // 2, 1) if size % count == 0)
+        if parts == 1 or size < DEEP:
+            return []
+        part, reductions[-1] = self.sch.split(reductions[-1], [parts, None])
+        return [part]
 
     def _by_panels(self, column: Any, outer: list[Any], row: Any, flat: bool) -> tuple[Any, Any]:
         """Panel by panel, each shared out with the rows that pass it."""
