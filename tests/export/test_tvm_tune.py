@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, save
 
 from secateur.export import tvm_tune
-from secateur.export.tvm_format import TvmModel, compile_onnx
-from secateur.export.tvm_kernels import Tile, Vectors
-from secateur.export.tvm_products import Product, matrix
+from secateur.export.tvm_format import TvmModel, compile_onnx, target_of, vectors
+from secateur.export.tvm_kernels import Geometry, Tile, Vectors
+from secateur.export.tvm_lower import define
+from secateur.export.tvm_products import Product, convolution, matrix
+from secateur.export.tvm_schedule import schedule_module
 from secateur.export.tvm_tune import Recorder, chooser, known_tiles, tune
 
 CPU = Vectors(16, 24)
+needs_tvm = pytest.mark.skipif(not importlib.util.find_spec("tvm"), reason="needs secateur[tvm]")
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.sampled_from([Vectors(16, 24), Vectors(8, 12), Vectors(4, 24)]))
@@ -70,7 +74,7 @@ def test_a_damaged_cache_is_found_again(content: str, tmp_path: Path) -> None:
     assert known_tiles(file) == {}
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tvm"), reason="needs secateur[tvm]")
+@needs_tvm
 def test_a_tuned_library_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     weight = np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32)
@@ -84,3 +88,45 @@ def test_a_tuned_library_computes_the_same(tmp_path: Path, monkeypatch: pytest.M
     assert list(known_tiles(tiles)) == ["matmul 9x40 to 24"]
     x = np.random.default_rng(1).standard_normal((9, 40)).astype(np.float32)
     np.testing.assert_allclose(model.run([x])["y"], x @ weight, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 200))
+def test_tiles_of_several_lines_hold_whole_ones(rows: int, lines: int, columns: int) -> None:
+    tiles = Tile.ranked(rows, columns, CPU, lines)
+    assert all(tile.rows <= rows or tile.rows % rows == 0 for tile in tiles)
+    assert max(tile.rows for tile in tiles) <= rows * lines
+
+
+def test_a_depthwise_tile_has_few_sums_along_the_line() -> None:
+    assert Tile.ranked(32, 64, CPU, depthwise=True)[0] == Tile(8, 1)
+
+
+@needs_tvm
+@pytest.mark.parametrize(
+    ("size", "stride", "channels"), [((4, 4), 1, (64, 48)), ((5, 3), 1, (7, 20)), ((9, 6), 2, (64, 33))]
+)
+def test_every_tile_of_a_convolution_computes_the_same(
+    size: tuple[int, int], stride: int, channels: tuple[int, int]
+) -> None:
+    """Whole lines, several of them, and lines that the last tile computes again; one place or four at a time."""
+    import tvm
+
+    inputs, outputs = channels
+    noise = np.random.default_rng(0)
+    x, weight = (noise.standard_normal(shape, np.float32) for shape in ((1, *size, inputs), (3, 3, inputs, outputs)))
+    wanted = torch.nn.functional.conv2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(weight).permute(3, 2, 0, 1), None, stride, 1
+    ).permute(0, 2, 3, 1)
+    target = target_of()
+    cpu = vectors(target)
+    geometry = Geometry((stride, stride), (1, 1, 1, 1), (1, 1))
+    product = convolution(x.shape, tuple(wanted.shape), weight, geometry, 1, cpu)
+    tiles = product.tiles(cpu)
+    tall = [tile for tile in tiles if tile.rows > wanted.shape[2]]
+    assert tall, "a picture as small as this has tiles of several lines"
+    for tile in (tiles[0], tall[0], tall[-1]):
+        function, panels = define(product, tile)
+        module = schedule_module(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), cpu)
+        found = tvm.runtime.empty(tuple(wanted.shape), "float32")
+        tvm.compile(module, target=target)["main"](*map(tvm.runtime.tensor, (x, panels)), found)
+        torch.testing.assert_close(torch.from_numpy(found.numpy()), wanted, rtol=1e-4, atol=1e-4)
