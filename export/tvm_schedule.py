@@ -1,6 +1,6 @@
 """A schedule for every tensor program, without tuning: how its loops are ordered, kept in registers and shared out.
 
-    module = CpuSchedule(Vectors(16, 24))(module)
+    module = schedule_module(module, Vectors(16, 24))
 
 - Tile products (tvm_kernels.py): panel by panel, so that a panel of weights stays in the cache while the rows pass;
   where weights are few, some rows after the other, all panels for each, so that a thread reads what it wrote in the
@@ -179,8 +179,10 @@ class _Function:
     def _light(self, tile: Any) -> bool:
         """Whether a product's weights are few beside the values that it reads and writes."""
         block = self.sch.get(tile)
-        value, weight, result = (_size(each.source) for each in (*block.reads[:2], block.writes[0]))
-        return len(block.reads) == 2 and weight <= min(LIGHT, value + result)
+        if len(block.reads) != 2:
+            return False
+        value, weight, result = (_size(each.source) for each in (*block.reads, block.writes[0]))
+        return weight <= min(LIGHT, value + result)
 
     def _strips(self, outer: list[Any]) -> list[Any]:
         """Make the last of some loops go from strip to strip; the loop over a strip's lines, where there is one."""
