@@ -41,7 +41,7 @@ class Options:
         opset: of the ONNX file.
         board: whose limits an FPGA design keeps.
         trials: of tuning on this machine, before native code is built.
-        arch: of the CPU that native code is for, this machine's when empty.
+        arch: of the processor that native code is for, this machine's CPU when empty.
         capabilities: of the GPUs that engines are built for, 86 being compute capability 8.6; all when empty.
     """
 

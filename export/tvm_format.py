@@ -2,8 +2,9 @@
 
     model.tvm.so, model.tvm.json
 
-Kernels, lowering and schedule are ours (tvm_kernels.py, tvm_lower.py, tvm_schedule.py). The library holds native code
-for one kind of CPU: this machine's, or another one named by `arch`. Loading it runs that code.
+For CPUs, kernels, lowering and schedule are ours (tvm_kernels.py, tvm_lower.py, tvm_schedule.py); for GPUs, TVM's own.
+The library holds native code for one kind of processor: this machine's CPU, or another one named by `arch`
+(tvm_targets.py). Loading it runs that code.
 """
 
 from __future__ import annotations
@@ -28,11 +29,8 @@ from secateur.export.native_output import captured
 from secateur.export.runtime import Array, Runtime
 from secateur.export.source import Source
 from secateur.export.tvm_onnx import fixed, simplified
+from secateur.export.tvm_targets import CROSS, GPU, check_arch, check_gpu, is_gpu, target_of, vectors
 
-CROSS = {
-    "aarch64": ({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, "aarch64-linux-gnu-g++"),
-}
-"""CPUs other than this machine's: TVM's target, and the compiler that links for it."""
 _AGAIN = "the files may be truncated: export it again"
 _ONE_CORE_EACH = -2
 """TVM's mode of a thread pool whose threads are bound to one core each, of those that are given."""
@@ -61,7 +59,7 @@ class Tvm(Exporter):
 
 @dataclass(frozen=True)
 class Signature:
-    """What a library takes and gives, and the CPU that it was compiled for."""
+    """What a library takes and gives, and the kind of machine and processor that it was compiled for."""
 
     inputs: list[tuple[list[int], str]]
     tasks: list[str]
@@ -107,17 +105,14 @@ def compile_onnx(
     Args:
         shapes: of inputs that the file leaves open.
         trials: of tuning, see tvm_tune.py.
-        arch: of the CPU, one of CROSS; this machine's when empty.
+        arch: of the processor, see tvm_targets.py; this machine's CPU when empty.
 
     Raises:
         ExportError: an operator that TVM does not import, an open shape, no compiler for `arch`.
     """
     import onnx
 
-    if arch not in ("", *CROSS):
-        raise ExportError(
-            f'TVM is not set up for "{arch}"', f"it compiles for this machine, or for: {', '.join(CROSS)}"
-        )
+    check_arch(arch)
     model = fixed(_load(onnx_file), shapes or {})
     initial = {each.name for each in model.graph.initializer}
     inputs = [
@@ -146,8 +141,8 @@ def compile_onnx(
     signature = Signature(
         names,
         [each.name for each in model.graph.output],
-        "aarch64" if arch else platform.machine(),
-        str(target.attrs["mcpu"]),
+        GPU if is_gpu(arch) else arch or platform.machine(),
+        arch if is_gpu(arch) else str(target.attrs["mcpu"]),
         _version(),
         path.stat().st_size,
     )
@@ -156,7 +151,7 @@ def compile_onnx(
 
 
 def build(model: Any, target: Any, name: Path, trials: int = 0) -> Any:
-    """An executable of an onnx.ModelProto, scheduled by our rules and by what tuning found.
+    """An executable of an onnx.ModelProto: for CPUs scheduled by our rules and by what tuning found, for GPUs by TVM's.
 
     Args:
         trials: to find more, on this machine.
@@ -170,11 +165,13 @@ def build(model: Any, target: Any, name: Path, trials: int = 0) -> Any:
     from secateur.export import tvm_tune
     from secateur.export.tvm_lower import lower
 
-    cpu, tuned = vectors(target), tvm_tune.database(str(target.attrs["mcpu"]), _version())
     with _quiet():
         try:
             with captured():
                 module = from_onnx(simplified(model))
+                if target.kind.name == GPU:
+                    return relax.build(relax.transform.DecomposeOpsForInference()(module), target=target)
+            cpu, tuned = vectors(target), tvm_tune.database(str(target.attrs["mcpu"]), _version())
             if trials:
                 recorder = tvm_tune.Recorder(tvm_tune.known_tiles(tuned), cpu)
                 lower(module, target, cpu, recorder)
@@ -187,29 +184,8 @@ def build(model: Any, target: Any, name: Path, trials: int = 0) -> Any:
             raise ExportError(f"TVM cannot compile {name.name}: {_reason(error)}", "try --to onnx") from error
 
 
-def target_of(arch: str = "") -> Any:
-    """TVM's target: this machine's CPU with all that it has, or one of CROSS."""
-    import tvm
-
-    if arch:
-        return tvm.target.Target({"kind": "llvm", "num-cores": 4, **CROSS[arch][0]})
-    cpu = str(tvm.target.codegen.llvm_get_system_cpu())
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": os.cpu_count() or 1})
-
-
-def vectors(target: Any) -> Any:
-    """Width of the target's vector registers in floats; 32 registers leave 24 accumulators, 16 leave 12."""
-    import tvm
-
-    from secateur.export.tvm_kernels import Vectors
-
-    width = int(tvm.target.codegen.llvm_get_vector_width(target)) // 32
-    many = width >= 16 or "aarch64" in str(target.attrs.get("mtriple", ""))
-    return Vectors(max(width, 4), 24 if many else 12)
-
-
 class TvmModel(Runtime):
-    """A compiled library on this machine's CPU.
+    """A compiled library on this machine's CPU, or its first GPU.
 
     Args:
         threads: of TVM's pool, which all libraries of this process share.
@@ -227,10 +203,11 @@ class TvmModel(Runtime):
         _thread_pool(threads)
         try:
             library = tvm.runtime.load_module(str(self.path))
-            self._main = relax.VirtualMachine(library, tvm.cpu())["main"]
+            device = tvm.cuda() if self._signature.machine == GPU else tvm.cpu()
+            self._main = relax.VirtualMachine(library, device)["main"]
         except Exception as error:  # of many unrelated types
             raise ExportError(f"{self.path} is no library that TVM can load: {_reason(error)}", _AGAIN) from error
-        self._inputs = [tvm.runtime.empty(shape, dtype) for shape, dtype in self._signature.inputs]
+        self._inputs = [tvm.runtime.empty(shape, dtype, device) for shape, dtype in self._signature.inputs]
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """Predictions of every task for one batch.
@@ -251,6 +228,9 @@ class TvmModel(Runtime):
     def _check_machine(self) -> None:
         """Native code for another CPU would end this process."""
         made = self._signature
+        if made.machine == GPU:
+            check_gpu(self.path, made.cpu)
+            return
         if made.machine != platform.machine():
             raise TargetUnavailableError(
                 f"{self.path.name} was compiled for {made.machine}, this is {platform.machine()}", "run it there"
@@ -291,14 +271,15 @@ def _link(executable: Any, library: Path, arch: str) -> None:
 
     from tvm.support import cc
 
-    compiler = CROSS[arch][1] if arch else cc.get_cc()
+    across = arch in CROSS
+    compiler = CROSS[arch][1] if across else cc.get_cc()
     if compiler is None or shutil.which(compiler) is None:
-        package = f"g++-{arch}-linux-gnu" if arch else "g++"
+        package = f"g++-{arch}-linux-gnu" if across else "g++"
         raise ExportError(
             f"{compiler or 'a C++ compiler'} is not installed", f"on Debian and Ubuntu: apt-get install {package}"
         )
     try:
-        executable.export_library(str(library), fcompile=cc.cross_compiler(compiler) if arch else None)
+        executable.export_library(str(library), fcompile=cc.cross_compiler(compiler) if across else None)
     except RuntimeError as error:
         raise ExportError(f"{compiler} cannot link the library: {_reason(error)}", "see --debug") from error
 

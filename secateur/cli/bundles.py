@@ -31,7 +31,7 @@ def export(
     board: Annotated[
         str | None, typer.Option("--board", help="For hls, whose limits to keep. [default: zcu104]")
     ] = None,
-    arch: Annotated[str, typer.Option("--arch", help="tvm: of another CPU, such as aarch64.")] = "",
+    arch: Annotated[str, typer.Option("--arch", help="tvm: of another processor: aarch64, or sm_86 for a GPU.")] = "",
     tune: Annotated[int, typer.Option("--tune", min=0, metavar="TRIALS", help="tvm: measure other schedules.")] = 0,
     capability: Annotated[
         list[int] | None,

@@ -22,7 +22,9 @@ from secateur.core.errors import ExportError, MissingExtraError, TargetUnavailab
 from secateur.export import formats
 from secateur.export.bundles import export_all
 from secateur.export.formats import Exported, Options, Request
-from secateur.export.tvm_format import TvmModel, compile_onnx
+from secateur.export.onnx import to_onnx
+from secateur.export.tvm_format import TvmModel, build, compile_onnx
+from secateur.export.tvm_targets import target_of
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tvm"), reason="needs secateur[tvm]")
 
@@ -222,6 +224,54 @@ def test_a_library_for_aarch64_is_one(tmp_path: Path) -> None:
     header = made.written.path.read_bytes()[:20]
     assert header[:4] == b"\x7fELF"
     assert int.from_bytes(header[18:20], "little") == 183, "EM_AARCH64"
+
+
+def kernels(folder: Path) -> str:
+    """The source of a small network's kernels for GPUs."""
+    model = OddChannels().eval()
+    onnx_file = to_onnx(model, make_workload(model), folder / "model.onnx", dynamic_batch=False)
+    executable = build(onnx.load(onnx_file), target_of("sm_80"), onnx_file)
+    (host,) = executable.mod.imports
+    (found,) = (module for module in host.imports if module.kind == "cuda")
+    return str(found.inspect_source())
+
+
+@pytest.mark.parametrize("kind", [OddChannels, TinyViT])
+def test_a_library_for_a_gpu_holds_its_kernels(kind: type[nn.Module], tmp_path: Path) -> None:
+    made = compiled(kind().eval(), tmp_path, arch="sm_80")
+    library = made.written.path
+    assert library.name == "model-sm_80.tvm.so"
+    assert b"__global__ void" in library.read_bytes()
+    found = json.loads(library.with_suffix(".json").read_text())
+    assert (found["machine"], found["cpu"]) == ("cuda", "sm_80")
+    if not torch.cuda.is_available():
+        assert "NVIDIA GPU" in (made.unproven or "")
+        with pytest.raises(TargetUnavailableError, match=r"\(sm_80\), there is none here"):
+            TvmModel(library)
+
+
+@pytest.mark.skipif("CUDA_PATH" not in os.environ, reason="CUDA_PATH names no CUDA toolkit")
+def test_nvidia_s_compiler_takes_the_kernels(tmp_path: Path) -> None:
+    from tvm.support import nvcc
+
+    assert nvcc.compile_cuda(kernels(tmp_path), target_format="cubin", arch="sm_80")[:4] == b"\x7fELF"
+
+
+def test_a_tvm_without_cuda_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tvm
+
+    monkeypatch.setattr(tvm.support, "libinfo", lambda: {"USE_CUDA": "OFF"})
+    with pytest.raises(ExportError, match="built without CUDA"):
+        compile_onnx(dense(tmp_path / "relu.onnx", [1, 4]), tmp_path / "relu.tvm.so", "sm_86")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_computes_what_torch_computes(tmp_path: Path) -> None:
+    arch = f"sm_{''.join(map(str, torch.cuda.get_device_capability()))}"
+    made = compiled(OddChannels().eval(), tmp_path, arch=arch)
+    assert made.parity is not None
+    assert made.parity.max_abs < 1e-4
 
 
 def test_another_cpu_that_is_not_set_up(tmp_path: Path) -> None:

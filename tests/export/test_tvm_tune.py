@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, save
 
 from secateur.export import tvm_tune
-from secateur.export.tvm_format import TvmModel, compile_onnx, target_of, vectors
+from secateur.export.tvm_format import TvmModel, compile_onnx
 from secateur.export.tvm_kernels import Geometry, Tile, Vectors
 from secateur.export.tvm_lower import define
 from secateur.export.tvm_products import Product, convolution, matrix
 from secateur.export.tvm_schedule import schedule_module
+from secateur.export.tvm_targets import target_of, vectors
 from secateur.export.tvm_tune import Recorder, chooser, known_tiles, tune
 
 CPU = Vectors(16, 24)
