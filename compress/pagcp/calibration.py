@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.core.errors import DataError
-from secateur.core.inputs import batch_size
+from secateur.core.inputs import batch_size, mapped
 from secateur.core.task import Batch
 
 
 def calibration_batches(batches: Iterable[Batch], samples: int | None) -> list[Batch]:
-    """Batches of one size, as many as are asked for; a smaller last batch is dropped."""
+    """Batches of one size, as many as are asked for, inputs in plain containers; a smaller last batch is dropped."""
     kept: list[Batch] = []
     count = 0
     for batch in batches:
         size = batch_size(batch[0])
         if kept and size != batch_size(kept[0][0]):
             continue
-        kept.append(batch)
+        kept.append((mapped(lambda each: each, batch[0]), batch[1]))
         count += size
         if samples is not None and count >= samples:
             break

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.compress.least_squares import least_squares
 from secateur.compress.recording import recording
-from secateur.core.inputs import call_model, takes_task
+from secateur.core.inputs import call_model, mapped, takes_task
 from secateur.core.predict import evaluating, pick_tasks
 from secateur.core.task import Task
 
@@ -101,7 +101,7 @@ def _shared(model: nn.Module, inputs: Any, tasks: Sequence[Task]) -> dict[str, t
     shapes: dict[str, torch.Size] = {}
     common: set[str] | None = None
     modes = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    leaves = pytree.tree_map_only(Tensor, _leaf, inputs)
+    leaves = mapped(_leaf, inputs)
     try:
         with evaluating(model), torch.enable_grad(), recording(model, paths) as seen:
             model.requires_grad_(False)

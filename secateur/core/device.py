@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +52,13 @@ def device_of(model: nn.Module) -> torch.device:
 def moved(value: Any, device: torch.device | str) -> Any:
     """All tensors of a nested value on a device. On the CPU their values are there when this returns."""
     away = torch.device(device).type != "cpu"
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=away), value)
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):  # of a kind that torch does not look into, as a tokenizer's result is
+            return {key: moved(each, device) for key, each in leaf.items()}
+        return leaf.to(device, non_blocking=away) if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(move, value)
 
 
 def update(metric: Metric, prediction: Any, target: Any) -> None:

@@ -63,7 +63,7 @@ def leaves(inputs: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def mapped(change: Callable[[Tensor], Any], inputs: Any) -> Any:
-    """The same input with every tensor changed, in order."""
+    """The same input with every tensor changed, in order. Other mappings, as a tokenizer's result is, become dicts."""
     if isinstance(inputs, Mapping):
         changed = {key: mapped(change, inputs[key]) for key in sorted(inputs, key=str)}
         return {key: changed[key] for key in inputs}

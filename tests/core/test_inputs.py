@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.compress.dataflow import trace
+from secateur.compress.pagcp.calibration import calibration_batches, chunked
+from secateur.core.device import moved
 from secateur.core.errors import DataError
 from secateur.core.inputs import arguments, call_model, filled, mapped, names_of, samples, tensors
 from secateur.core.predict import check
@@ -107,6 +109,14 @@ def test_tensors_are_in_the_same_order_however_a_dict_was_filled() -> None:
     assert tensors(again) == fresh
     assert list(again) == ["b", "a", "c"]
     assert again["a"][1:] == (None, 3)
+
+
+def test_a_mapping_that_torch_does_not_know_goes_along() -> None:
+    batch = (UserDict({"pixels": IMAGE, "table": TABLE}), {"depth": torch.zeros(2, 1)})
+    chunks = chunked(calibration_batches([batch, batch], None), 2)
+    assert [chunk[0].keys() for chunk in chunks] == [{"pixels", "table"}] * 2
+    assert all(len(chunk[0]["pixels"]) == 2 for chunk in chunks), "samples of both batches, in chunks"
+    assert moved(batch, "meta")[0]["pixels"].is_meta
 
 
 def test_a_named_tuple_keeps_its_class() -> None:
