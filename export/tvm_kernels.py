@@ -48,13 +48,8 @@ class Tile:
     vectors: int
 
     @classmethod
-    def choose(cls, rows: int, columns: int, cpu: Vectors, lines: int = 1) -> Tile:
-        """The tile with the least work for an output of `lines` of `rows` x `columns`."""
-        return cls.ranked(rows, columns, cpu, lines)[0]
-
-    @classmethod
     def ranked(cls, rows: int, columns: int, cpu: Vectors, lines: int = 1, *, depthwise: bool = False) -> list[Tile]:
-        """Tiles from the least work to the most.
+        """Tiles for an output of `lines` of `rows` x `columns`, from the least work to the most.
 
         Work is what is computed, filled-up rows and columns included, times what a step costs besides the
         multiplications: a load for each vector of weights, which come from further away than the values of the rows;

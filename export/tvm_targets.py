@@ -31,9 +31,9 @@ def check_arch(arch: str) -> None:
     Raises:
         ExportError: it cannot; the message says what is missing.
     """
-    import tvm
-
     if is_gpu(arch):
+        import tvm
+
         if tvm.support.libinfo().get("USE_CUDA", "OFF").upper() == "OFF":
             raise ExportError("this TVM was built without CUDA", "install one that was built with it")
     elif arch not in ("", *CROSS):

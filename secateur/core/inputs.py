@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.core.errors import DataError
 
-Path = tuple[Any, ...]
+KeyPath = tuple[Any, ...]
 """The keys and places that lead to a leaf of an input."""
 
 
@@ -50,7 +50,7 @@ def tensors(inputs: Any) -> list[Tensor]:
     return [value for _, value in leaves(inputs) if isinstance(value, Tensor)]
 
 
-def leaves(inputs: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(inputs: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """What an input is made of, in order; None is nothing."""
     if isinstance(inputs, Mapping):
         for key in sorted(inputs, key=str):

@@ -25,32 +25,39 @@ from secateur.export.parity import check_parity
 IMAGE, TABLE = torch.randn(2, 3, 8, 8), torch.randn(2, 5)
 
 
-class ByName(nn.Module):
-    """Takes its inputs by name, as models of the transformers library do."""
+class Net(nn.Module):
+    """A picture and a table, two tasks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.image, self.table = nn.Conv2d(3, 12, 3), nn.Linear(5, 10)
         self.heads = nn.ModuleDict({"depth": nn.Linear(22, 1), "edges": nn.Linear(22, 2)})
 
-    def forward(self, pixels: Tensor, table: Tensor | None = None, scale: float = 1.0) -> dict[str, Tensor]:
-        assert table is not None
-        found = torch.cat([self.image(pixels).relu().mean((2, 3)), self.table(table).relu() * scale], 1)
+    def predictions(self, pixels: Tensor, table: Tensor) -> dict[str, Tensor]:
+        found = torch.cat([self.image(pixels).relu().mean((2, 3)), self.table(table).relu()], 1)
         return {name: head(found) for name, head in self.heads.items()}
 
 
-class OneBatch(ByName):
+class ByName(Net):
+    """Takes its inputs by name, as models of the transformers library do."""
+
+    def forward(self, pixels: Tensor, table: Tensor | None = None) -> dict[str, Tensor]:
+        assert table is not None
+        return self.predictions(pixels, table)
+
+
+class OneBatch(Net):
     """Takes one dict."""
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
-        return super().forward(batch["pixels"], batch["table"])
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.predictions(batch["pixels"], batch["table"])
 
 
-class OneTask(ByName):
+class OneTask(Net):
     """Takes its inputs by name, and a task."""
 
-    def forward(self, pixels: Tensor, table: Tensor, task: str) -> Tensor:  # type: ignore[override]
-        return super().forward(pixels, table)[task]
+    def forward(self, pixels: Tensor, table: Tensor, task: str) -> Tensor:
+        return self.predictions(pixels, table)[task]
 
 
 def filled_otherwise(inputs: dict[str, Any]) -> dict[str, Any]:
