@@ -1,6 +1,7 @@
 """A tile product of a network before its tile is chosen: what is multiplied, and the program for any tile.
 
-The rule chooses the tile with the least work; tuning (tvm_tune.py) builds the same product with several tiles and measures them.
+The rule chooses the tile with the least work; tuning (tvm_tune.py) builds the same product with several tiles and
+measures them.
 """
 
 from __future__ import annotations
